@@ -1,0 +1,20 @@
+"""Train a run, or with -m a sweep: python run.py model=vae latent_dim=2. See --help."""
+
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+from vae_lab.entry import prepare
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(cfg: DictConfig) -> None:
+    from vae_lab.entry import run
+
+    run(cfg)
+
+
+if __name__ == "__main__":
+    sys.argv[1:] = prepare(sys.argv[1:])
+    main()

@@ -1,0 +1,3 @@
+"""vae_lab: train and compare autoencoders."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,146 @@
+"""Images, their three splits, and what a data set provides."""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from enum import Enum
+from functools import lru_cache
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from vae_lab import registry, rng
+from vae_lab.config import bounded
+from vae_lab.errors import ConfigError, DataError
+from vae_lab.networks.base import ImageShape
+
+
+class Binarize(Enum):
+    """How grey pixels become black and white: not at all, at one half, drawn once, or drawn anew for every batch."""
+
+    none = "none"
+    threshold = "threshold"
+    static = "static"
+    dynamic = "dynamic"
+
+
+class Images(NamedTuple):
+    """N images with pixels from 0 to 255, and their class labels where there are any."""
+
+    x: UInt8[Tensor, "N C H W"]
+    y: Int64[Tensor, " N"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def select(self, index: Tensor | slice) -> "Images":
+        return Images(self.x[index], None if self.y is None else self.y[index])
+
+    def to(self, device: torch.device) -> "Images":
+        return Images(self.x.to(device), None if self.y is None else self.y.to(device))
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Training, validation (None if `val_size` is 0) and test images of one data set.
+
+    `digest` is the SHA-256 of all pixels and labels in order: equal digests mean equal data and equal splits.
+    """
+
+    train: Images
+    val: Images | None
+    test: Images
+    digest: str
+    dynamic: bool
+
+    def to(self, device: torch.device) -> "Splits":
+        val = None if self.val is None else self.val.to(device)
+        return replace(self, train=self.train.to(device), val=val, test=self.test.to(device))
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Keys that every data set has."""
+
+    name: str
+    binarize: Binarize
+    limit: int | None = bounded(ge=1)  # at most this many images of each split; null: all
+    val_size: int = bounded(ge=0)  # images of the training set held out for validation; 0: none
+    split_seed: int = bounded(ge=0)  # the same for all runs, whatever their seed
+
+
+class Dataset(ABC):
+    """A named data set. `image_shape` is known before anything is read."""
+
+    image_shape: ImageShape
+    title: ClassVar[str]
+
+    def __init__(self, config: DataConfig):
+        self.config = config
+
+    @abstractmethod
+    def read(self) -> tuple[Images, Images]:
+        """All training and all test images, on the CPU.
+
+        Raises:
+            DataError: names what was looked for, where, and the command that mends it.
+        """
+
+    def splits(self) -> Splits:
+        """Read, split, limit and binarise."""
+        config = self.config
+        train, test = self.read()
+        if config.val_size >= len(train):
+            raise ConfigError(f"data.val_size={config.val_size}: {config.name} has only {len(train)} training images.")
+        val = None
+        if config.val_size:
+            order = torch.randperm(len(train), generator=rng.generator(config.split_seed, "split"))
+            val, train = train.select(order[: config.val_size]), train.select(order[config.val_size :].sort().values)
+        parts = [None if part is None else part.select(slice(config.limit)) for part in (train, val, test)]
+        parts = [self._binarize(part, index) for index, part in enumerate(parts)]
+        digest = hashlib.sha256()
+        for part in parts:
+            for tensor in part or ():
+                if tensor is not None:
+                    digest.update(str(tuple(tensor.shape)).encode())
+                    digest.update(tensor.contiguous().numpy().data)
+        train, val, test = parts
+        assert train is not None and test is not None
+        return Splits(train, val, test, digest.hexdigest()[:16], config.binarize is Binarize.dynamic)
+
+    def _binarize(self, images: Images | None, part: int) -> Images | None:
+        """Black and white images; the dynamic kind keeps training images grey and fixes validation and test once."""
+        kind = self.config.binarize
+        if images is None or kind is Binarize.none or (kind is Binarize.dynamic and part == 0):
+            return images
+        if kind is Binarize.threshold:
+            return images._replace(x=(images.x >= 128).to(torch.uint8) * 255)
+        draws = rng.generator(self.config.split_seed, "binarize-static", part)
+        return images._replace(x=bernoulli_pixels(images.x, draws))
+
+
+def bernoulli_pixels(x: UInt8[Tensor, "*batch C H W"], generator: torch.Generator) -> UInt8[Tensor, "*batch C H W"]:
+    """Each pixel white (255) with probability value / 255, exactly: value > u for u uniform on 0..254."""
+    draws = torch.randint(0, 255, x.shape, generator=generator, dtype=torch.uint8, device=x.device)
+    return (x > draws).to(torch.uint8) * 255
+
+
+def dataset(cfg: Any) -> Dataset:
+    """The data set that a config's `data` group selects, nothing read yet."""
+    return registry.build("data", cfg)
+
+
+def load(cfg: Any) -> Splits:
+    """Splits on the CPU; runs with the same `data` group share one copy."""
+    return _load(json.dumps(cfg, sort_keys=True))
+
+
+@lru_cache(maxsize=4)
+def _load(cfg: str) -> Splits:
+    splits = dataset(json.loads(cfg)).splits()
+    if len(splits.train) == 0 or len(splits.test) == 0:
+        raise DataError(f"data={json.loads(cfg)['name']}: a split is empty.")
+    return splits

@@ -1,0 +1,147 @@
+"""Data sets that torchvision reads and downloads."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from filelock import FileLock
+
+from vae_lab.data.base import DataConfig, Dataset, Images
+from vae_lab.errors import DataError
+from vae_lab.registry import register
+
+MNIST_FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+
+
+class TorchvisionDataset(Dataset):
+    """A local copy under `root` is used as it is; else it is downloaded there."""
+
+    source: ClassVar[str]  # the torchvision class
+    folder: ClassVar[str]  # where that class keeps its files, below root
+    files: ClassVar[tuple[str, ...]]
+    md5: ClassVar[dict[str, str]] = {}  # published sums of the files as they lie on disk
+
+    @dataclass(frozen=True)
+    class Config(DataConfig):
+        root: str
+        download: bool
+
+    config: Config
+
+    def read(self) -> tuple[Images, Images]:
+        root = Path(self.config.root).expanduser()
+        folder = root / self.folder
+        missing = [name for name in self.files if not (folder / name).is_file()]
+        if missing and not self.config.download:
+            raise DataError(self._message(folder, f"missing {', '.join(missing)} (data.download=false)"))
+        try:
+            import torchvision.datasets
+        except Exception as error:
+            raise DataError(
+                f"data={self.config.name} needs torchvision, which cannot be imported ({error}). Reinstall the matching pair: "
+                "pip install --force-reinstall torch torchvision"
+            ) from error
+        cls = getattr(torchvision.datasets, self.source)
+        if missing:
+            self._download(cls, root, folder, missing)
+        self._verify(folder)
+        try:
+            return tuple(self._images(cls(str(root), train=train, download=False)) for train in (True, False))  # type: ignore[return-value]
+        except Exception as error:
+            raise DataError(self._message(folder, f"damaged files ({type(error).__name__}: {error})")) from error
+
+    def _download(self, cls: Any, root: Path, folder: Path, missing: list[str]) -> None:
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            with FileLock(root / f".{self.config.name}.lock"):
+                for train in (True, False):
+                    cls(str(root), train=train, download=True)
+        except Exception as error:
+            reason = str(error).strip().splitlines()[-1:] or [""]
+            text = f"missing {', '.join(missing)}, and the download failed ({type(error).__name__}: {reason[0]})"
+            raise DataError(self._message(folder, text)) from error
+
+    def _verify(self, folder: Path) -> None:
+        for name, expected in self.md5.items():
+            found = hashlib.md5((folder / name).read_bytes(), usedforsecurity=False).hexdigest()
+            if found != expected:
+                raise DataError(self._message(folder, f"{name} is damaged: md5 {found}, expected {expected}"))
+
+    def _message(self, folder: Path, problem: str) -> str:
+        return (
+            f"data={self.config.name}: {problem}. Looked in {folder.resolve()} for {', '.join(self.files)}. Remove what is "
+            f"damaged there and rerun with a network, or say where a copy lies: export VAE_LAB_DATA=DIR (the folder that holds "
+            f"{self.folder}) or data.root=DIR. To download by hand: python -c \"import torchvision; "
+            f"torchvision.datasets.{self.source}('{self.config.root}', download=True)\""
+        )
+
+    def _images(self, raw: Any) -> Images:
+        x = torch.as_tensor(np.asarray(raw.data)).view(-1, *self.image_shape)
+        return Images(x.contiguous(), torch.as_tensor(raw.targets).long())
+
+
+@register("data", "mnist")
+class MNIST(TorchvisionDataset):
+    """70,000 handwritten digits, 28x28.
+
+    References:
+        LeCun et al. 1998. https://doi.org/10.1109/5.726791
+    """
+
+    title, source, folder, files = "MNIST", "MNIST", "MNIST/raw", MNIST_FILES
+    image_shape = (1, 28, 28)
+    md5: ClassVar[dict[str, str]] = {
+        "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+        "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+        "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+        "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+    }
+
+
+@register("data", "fashion_mnist")
+class FashionMNIST(TorchvisionDataset):
+    """70,000 articles of clothing, 28x28.
+
+    References:
+        Xiao, Rasul & Vollgraf 2017. https://arxiv.org/abs/1708.07747
+    """
+
+    title, source, folder, files = "Fashion-MNIST", "FashionMNIST", "FashionMNIST/raw", MNIST_FILES
+    image_shape = (1, 28, 28)
+
+
+@register("data", "kmnist")
+class KMNIST(TorchvisionDataset):
+    """70,000 cursive Japanese characters, 28x28.
+
+    References:
+        Clanuwat et al. 2018. https://arxiv.org/abs/1812.01718
+    """
+
+    title, source, folder, files = "KMNIST", "KMNIST", "KMNIST/raw", MNIST_FILES
+    image_shape = (1, 28, 28)
+
+
+@register("data", "cifar10")
+class CIFAR10(TorchvisionDataset):
+    """60,000 colour photographs of ten classes, 32x32. torchvision checks the files' sums itself.
+
+    References:
+        Krizhevsky 2009. https://www.cs.toronto.edu/~kriz/cifar.html
+    """
+
+    title, source, folder = "CIFAR-10", "CIFAR10", "cifar-10-batches-py"
+    files = (*(f"data_batch_{index}" for index in range(1, 6)), "test_batch", "batches.meta")
+    image_shape = (3, 32, 32)
+
+    def _images(self, raw: Any) -> Images:
+        x = torch.from_numpy(raw.data).permute(0, 3, 1, 2).contiguous()
+        return Images(x, torch.tensor(raw.targets))

@@ -1,0 +1,252 @@
+"""The training loop. It knows cohorts and knows no model.
+
+`fit` trains R runs over the same data as one cohort. A run that stops early or turns non-finite leaves; the others go on
+as a smaller cohort, unchanged.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from vae_lab import rng
+from vae_lab.cohort import Cohort, State, clip_gradients, gradient_norms
+from vae_lab.config import Precision, TrainerConfig
+from vae_lab.data import Splits
+from vae_lab.data.base import bernoulli_pixels
+from vae_lab.objectives.base import Batch, Noise, Terms
+from vae_lab.optimizers import CohortOptimizer, Optimizer, setting_order
+from vae_lab.optimizers import State as OptimizerState
+from vae_lab.schedulers import Scheduler
+from vae_lab.system import System
+
+NOISE_CHUNK = 32  # steps whose noise is drawn at once; part of what a seed means
+Metrics = dict[str, float]
+
+
+@dataclass
+class Run:
+    """One run in training: what it is, and how far it has come. All of the second part is in a checkpoint."""
+
+    name: str
+    seed: int
+    system: System
+    optimizer: Optimizer
+    scheduler: Scheduler
+    patience: int | None
+    clip_grad_norm: float | None
+
+    epoch: int = 0  # finished epochs
+    step: int = 0  # finished steps
+    sums: Metrics = field(default_factory=dict)  # of the unfinished epoch: each term over the images seen
+    state: State = field(default_factory=dict)  # parameters and buffers, current whenever the engine hands the run over
+    optimizer_state: OptimizerState = field(default_factory=dict)
+    best_epoch: int = 0
+    best_loss: float = math.inf
+    best_state: State = field(default_factory=dict)
+    status: str = "running"  # then completed, stopped_early or failed
+    error: str | None = None
+
+
+class Observer(Protocol):
+    """What the engine tells of the runs it trains together."""
+
+    def on_step(self, runs: Sequence[Run], means: Callable[[], list[Metrics]]) -> None:
+        """A step ended; `means` copies each run's means over the epoch so far from the device."""
+
+    def on_epoch(self, run: Run, metrics: Metrics) -> None:
+        """An epoch ended, with 'train/...' and 'val/...' means and the learning rate."""
+
+    def on_state(self, run: Run) -> None:
+        """The run's `state` and `optimizer_state` are current: a checkpoint is due, the run ended, or was interrupted."""
+
+    def should_stop(self) -> bool:
+        """Asked after every step; true ends training there, each run's state current and its status still 'running'."""
+
+
+def steps_per_epoch(num_images: int, batch_size: int) -> int:
+    return math.ceil(num_images / batch_size)
+
+
+def fit(runs: Sequence[Run], splits: Splits, trainer: TrainerConfig, device: torch.device, observer: Observer) -> None:
+    """Train all runs, which must be stackable and stand at the same step, until each has a final status."""
+    splits = splits.to(device)
+    runs = sorted(runs, key=lambda run: setting_order(run.optimizer, run.scheduler))
+    while active := [run for run in runs if run.status == "running"]:
+        stretch = _Stretch(active, splits, trainer, device, observer)
+        while all(run.status == "running" for run in active):
+            stretch.train_epoch()
+            if observer.should_stop():
+                return
+
+
+class _Stretch:
+    """A cohort between two changes of its membership."""
+
+    def __init__(self, runs: list[Run], splits: Splits, trainer: TrainerConfig, device: torch.device, observer: Observer):
+        self.runs, self.splits, self.trainer, self.device, self.observer = runs, splits, trainer, device, observer
+        self.cohort = Cohort([run.system for run in runs], device, trainer.compile)
+        self.optimizer = CohortOptimizer(self.cohort.parameters, [(run.optimizer, run.scheduler) for run in runs])
+        for index, run in enumerate(runs):
+            if run.state:
+                self.cohort.load_run_state(index, run.state)
+                self.optimizer.load_run_state(index, run.optimizer_state)
+        limits = [math.inf if run.clip_grad_norm is None else run.clip_grad_norm for run in runs]
+        self.max_norms = torch.tensor(limits, device=device) if any(map(math.isfinite, limits)) else None
+        self.num_images = len(splits.train)
+        self.steps = steps_per_epoch(self.num_images, trainer.batch_size)
+        self.check_every = 1 if device.type == "cpu" else NOISE_CHUNK  # a check waits for the device
+        self.sum_dtype = torch.float32 if device.type == "mps" else torch.float64
+        self.val_noise = {} if splits.val is None else self._noise(len(splits.val), "evaluation")
+
+    def train_epoch(self) -> None:
+        """Train to the end of the epoch, or until interrupted or nobody is left."""
+        runs, batch_size = self.runs, self.trainer.batch_size
+        epoch, first = runs[0].epoch, runs[0].step - runs[0].epoch * self.steps
+        order = self._order(epoch)
+        names = list(runs[0].sums)
+        sums = torch.tensor([list(run.sums.values()) for run in runs], dtype=self.sum_dtype, device=self.device).T
+        step = torch.tensor(runs[0].step, device=self.device)
+        bad_step = torch.full((len(runs),), -1, device=self.device)
+        noise: Noise = {}
+        for position in range(first, self.steps):
+            chunk, offset = divmod(position, NOISE_CHUNK)
+            if offset == 0 or position == first:
+                noise = self._noise(NOISE_CHUNK * batch_size, "noise", epoch, chunk)
+            index = order[:, position * batch_size : (position + 1) * batch_size]
+            draws = {name: draw[:, offset * batch_size :][:, : index.shape[1]] for name, draw in noise.items()}
+            batch = self._batch(index, epoch, position)
+            terms, gradients = self.cohort.gradients(batch, draws, step, self._autocast)
+            norms = gradient_norms(gradients)
+            step_sums = torch.stack(list(terms.values())).sum(-1, dtype=self.sum_dtype)
+            bad_step = torch.where((bad_step < 0) & ~torch.isfinite(norms + step_sums[0]), step, bad_step)
+            last = position + 1 == self.steps
+            if ((position + 1) % self.check_every == 0 or last) and self._fail(bad_step, terms, norms, index):
+                return
+            if self.max_norms is not None:
+                clip_gradients(gradients, norms, self.max_norms)
+            self.optimizer.step(gradients, runs[0].step)
+            sums = sums + step_sums if names else step_sums
+            names = names or list(terms)
+            step += 1
+            for run in runs:
+                run.step += 1
+            seen = min((position + 1) * batch_size, self.num_images)
+            self.observer.on_step(runs, lambda sums=sums, seen=seen: _columns(names, sums / seen))
+            if not last and self.observer.should_stop():
+                for run, columns in zip(runs, _columns(names, sums), strict=True):
+                    run.sums = columns
+                self._hand_over(runs)
+                return
+        self._end_epoch(_columns(names, sums / self.num_images))
+
+    def _end_epoch(self, train: list[Metrics]) -> None:
+        lr_factors = [run.scheduler.factor(run.step - 1) for run in self.runs]
+        val = self._validate()
+        for index, run in enumerate(self.runs):
+            run.epoch, run.sums = run.epoch + 1, {}
+            metrics = {f"train/{name}": value for name, value in train[index].items()}
+            metrics |= {f"val/{name}": value for name, value in val[index].items()} if val else {}
+            metrics["lr"] = run.optimizer.config.lr * lr_factors[index]
+            if run.status == "failed":
+                continue
+            loss = metrics.get("val/loss", -math.inf)  # without validation the last epoch is the best
+            if loss < run.best_loss or loss == -math.inf:
+                run.best_epoch, run.best_loss, run.best_state = run.epoch, loss, self.cohort.run_state(index)
+            if run.epoch >= self.trainer.epochs:
+                run.status = "completed"
+            elif run.patience is not None and run.epoch - run.best_epoch >= run.patience:
+                run.status = "stopped_early"
+            self.observer.on_epoch(run, metrics)
+        due = self.runs[0].epoch % self.trainer.checkpoint_every == 0 or self.observer.should_stop()
+        changed = any(run.status != "running" for run in self.runs)
+        self._hand_over([run for run in self.runs if run.status != "failed"] if due or changed else [])
+
+    def _hand_over(self, runs: Sequence[Run]) -> None:
+        """Copy states from the cohort to the runs, and say so."""
+        for index, run in enumerate(self.runs):
+            if run in runs:
+                run.state, run.optimizer_state = self.cohort.run_state(index), self.optimizer.run_state(index)
+                self.observer.on_state(run)
+
+    def _fail(self, bad_step: Tensor, terms: Terms, norms: Tensor, index: Tensor) -> bool:
+        """Mark the runs that turned non-finite; true if none is left."""
+        if not bool((bad_step >= 0).any()):
+            return False
+        for number, run in enumerate(self.runs):
+            step = int(bad_step[number])
+            if step >= 0 and run.status == "running":
+                run.status, run.error = "failed", self._diagnosis(run, number, step, terms, norms, index)
+                self.observer.on_state(run)
+        return all(run.status == "failed" for run in self.runs)
+
+    def _diagnosis(self, run: Run, number: int, step: int, terms: Terms, norms: Tensor, index: Tensor) -> str:
+        values = {name: float(term[number].mean()) for name, term in terms.items()} | {"gradient norm": float(norms[number])}
+        wrong = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
+        weight = run.system.objective.kl_weight()
+        lr = run.optimizer.config.lr * run.scheduler.factor(step)
+        where = f"at step {step} (epoch {run.epoch + 1}), lr {lr:g}" + ("" if weight is None else f", beta {float(weight):g}")
+        images = index[number, :8].tolist() if len(values) else []
+        return (
+            f"{run.name}: {' and '.join(wrong) or 'the loss is not finite'} {where}; training images {images}... "
+            "Try a lower optimizer.lr, trainer.clip_grad_norm=1, or scheduler.warmup_epochs=1."
+        )
+
+    def _validate(self) -> list[Metrics]:
+        """Mean terms over the validation images; the same noise in every epoch."""
+        val = self.splits.val
+        if val is None:
+            return []
+        size = 4 * self.trainer.batch_size
+        step = torch.tensor(self.runs[0].step, device=self.device)
+        sums: Tensor | None = None
+        names: list[str] = []
+        for start in range(0, len(val), size):
+            part = val.select(slice(start, start + size))
+            noise = {name: draw[:, start : start + size] for name, draw in self.val_noise.items()}
+            with self._autocast():
+                terms = self.cohort.terms(Batch(to_float(part.x), part.y), noise, step)
+            names, part_sums = list(terms), torch.stack(list(terms.values())).sum(-1, dtype=self.sum_dtype)
+            sums = part_sums if sums is None else sums + part_sums
+        assert sums is not None
+        return _columns(names, sums / len(val))
+
+    def _order(self, epoch: int) -> Tensor:
+        orders = [torch.randperm(self.num_images, generator=rng.generator(run.seed, "order", epoch)) for run in self.runs]
+        return torch.stack(orders).to(self.device)
+
+    def _noise(self, num_images: int, purpose: str, *position: int) -> Noise:
+        """Each run's own standard normal noise for `num_images` images, [R, num_images, ...]."""
+        generators = [rng.generator(run.seed, purpose, *position, device=self.device) for run in self.runs]
+        return {
+            name: torch.stack([torch.randn(num_images, *shape, generator=g, device=self.device) for g in generators])
+            for name, shape in sorted(self.runs[0].system.noise_shapes().items())
+        }
+
+    def _batch(self, index: Tensor, epoch: int, position: int) -> Batch:
+        """The images of each run's `index` [R, B], as [R, B, C, H, W] in [0, 1]."""
+        images = self.splits.train.select(index)
+        if self.splits.dynamic:
+            generators = [rng.generator(run.seed, "binarize", epoch, position, device=self.device) for run in self.runs]
+            images = images._replace(x=torch.stack([bernoulli_pixels(x, g) for x, g in zip(images.x, generators, strict=True)]))
+        return Batch(to_float(images.x), images.y)
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.trainer.precision is Precision.fp32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+
+def to_float(x: UInt8[Tensor, "*batch C H W"]) -> Float[Tensor, "*batch C H W"]:
+    """Pixels from 0..255 to [0, 1]."""
+    return x.to(torch.float32).mul_(1 / 255)
+
+
+def _columns(names: list[str], values: Float[Tensor, "T R"]) -> list[Metrics]:
+    """One dict of numbers per run: the only copy from device to host."""
+    return [dict(zip(names, column, strict=True)) for column in values.T.tolist()]

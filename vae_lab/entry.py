@@ -1,0 +1,162 @@
+"""What surrounds Hydra: everything that can be wrong with a command is found here, before a folder exists.
+
+`prepare` runs before Hydra's main, composes the same config, and checks it; `run` is the task that Hydra calls.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vae_lab.config import REGISTERED_GROUPS, RunConfig, flatten, to_plain, typed
+from vae_lab.errors import ConfigError, VaeLabError, did_you_mean
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+
+ConfigStore.instance().store(group="schema", name="config", node=RunConfig)
+
+
+def prepare(argv: Sequence[str]) -> list[str]:
+    """Check a command line; returns it ready for Hydra. Ends the process with one message where it is wrong."""
+    with one_message():
+        args = get_args_parser().parse_args(list(argv))
+        if args.help or args.hydra_help or args.info or args.shell_completion:
+            return list(argv)
+        cfg = compose_checked(args.overrides, args.config_dir, sweep=args.multirun)
+        if not (args.cfg or args.multirun):
+            check(to_plain(cfg))
+    return list(argv)
+
+
+def run(cfg: DictConfig) -> None:
+    """The task: train one run in the folder that Hydra made."""
+    from vae_lab.train import train
+
+    plain = to_plain(cfg)
+    hydra_cfg = HydraConfig.get()
+    if hydra_cfg.mode == RunMode.MULTIRUN:
+        check(plain)
+        train(plain, Path(hydra_cfg.runtime.output_dir))
+        return
+    with one_message():
+        train(plain, Path(hydra_cfg.runtime.output_dir))
+
+
+def check(plain: dict[str, Any]) -> None:
+    """Raise `ConfigError` or `DataError` for anything that would stop this config from training."""
+    from vae_lab import registry
+    from vae_lab.config import Device, EvaluationConfig, TrainerConfig
+    from vae_lab.data import load
+    from vae_lab.train import choose_device, make_run
+
+    typed(RunConfig, plain, "")
+    typed(TrainerConfig, plain["trainer"], "trainer")
+    typed(EvaluationConfig, plain["evaluation"], "evaluation")
+    for group in REGISTERED_GROUPS:
+        cls = registry.get(group, plain[group].get("name"))
+        typed(cls.Config, plain[group], group)  # type: ignore[attr-defined]
+    choose_device(Device(plain["device"]))
+    make_run(plain, load(plain["data"]))
+
+
+@contextlib.contextmanager
+def one_message() -> Iterator[None]:
+    """End the process with the message and exit code of a `VaeLabError`; a traceback only with HYDRA_FULL_ERROR=1."""
+    try:
+        yield
+    except VaeLabError as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        fail(error)
+
+
+def fail(error: VaeLabError) -> NoReturn:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(error.exit_code)
+
+
+def compose_checked(overrides: Sequence[str], config_dir: str | None = None, sweep: bool = False) -> DictConfig:
+    """The resolved config of a command line.
+
+    In a sweep every swept override stands at its first value: the jobs check themselves.
+
+    Raises:
+        ConfigError: names the override that is wrong, and what was probably meant.
+    """
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise ConfigError(f"Cannot read the command line: {_first_lines(error)}") from error
+    if sweep:
+        parsed = [_first_of_sweep(override) for override in parsed]
+    elif swept := [override.input_line for override in parsed if override.is_sweep_override()]:
+        raise ConfigError(f"{swept[0]} lists several values: add -m to train a sweep, or quote the value.")
+    lines = [override.input_line or "" for override in parsed]
+    with initialize_config_dir(str(CONF), version_base="1.3", job_name="run"):
+        if config_dir is not None:
+            _prepend_config_dir(config_dir)
+        try:
+            cfg = compose("config", overrides=[line for line in lines if not line.startswith("hydra")])
+            OmegaConf.resolve(cfg)
+            return cfg
+        except (HydraException, OmegaConfBaseException) as error:
+            _explain(parsed)
+            raise ConfigError(_first_lines(error)) from error
+
+
+def _first_of_sweep(override: Override) -> Override:
+    if not override.is_sweep_override():
+        return override
+    first = next(iter(override.sweep_string_iterator()))
+    return OverridesParser.create().parse_override(f"{override.get_key_element()}={first}")
+
+
+def _prepend_config_dir(config_dir: str) -> None:
+    if not Path(config_dir).is_dir():
+        raise ConfigError(f"--config-dir {config_dir}: no such folder.")
+    loader = GlobalHydra.instance().config_loader()
+    loader.get_search_path().prepend("command-line", f"file://{Path(config_dir).absolute()}")
+    GlobalHydra.instance().hydra.config_loader.repository.initialize_sources(loader.get_search_path())  # type: ignore
+
+
+def _explain(overrides: Sequence[Override]) -> None:
+    """Raise a better message than Hydra's for an unknown option or key, if that is what is wrong."""
+    loader = GlobalHydra.instance().config_loader()
+    groups = [group for group in loader.list_groups("") if group not in ("hydra", "schema")]
+    chosen = []
+    for override in overrides:
+        key, value = override.key_or_group, override.value()
+        if key in groups and isinstance(value, str):
+            options = loader.get_group_options(key, ObjectType.CONFIG)
+            if value not in options:
+                raise ConfigError(f"Unknown {key} '{value}'. Choose from: {', '.join(options)}.{did_you_mean(value, options)}")
+            chosen.append(f"{key}={value}")
+    known = [*flatten(OmegaConf.to_container(compose("config", overrides=chosen), enum_to_str=True)), *groups]  # type: ignore[arg-type]
+    nodes = {".".join(key.split(".")[:depth]) for key in known for depth in range(1, 1 + key.count("."))}
+    for override in overrides:
+        key = override.key_or_group
+        if not key.startswith("hydra") and not override.is_add() and key not in known and key not in nodes:
+            raise ConfigError(f"Unknown key '{key}'.{did_you_mean(key, known)} All keys: python run.py --help")
+
+
+def _first_lines(error: Exception) -> str:
+    """The one or two lines that matter of Hydra's and OmegaConf's messages."""
+    texts = [str(error).strip().splitlines()[0]]
+    if error.__cause__ is not None and str(error.__cause__):
+        texts.append(str(error.__cause__).strip().splitlines()[0])
+    return ": ".join(dict.fromkeys(texts))

@@ -1,0 +1,67 @@
+"""What can go wrong, and the exit code each kind of failure ends with.
+
+A message says what is wrong, where (file, key or step) and what to do; nothing else is shown to the user.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class VaeLabError(Exception):
+    """A failure with a message meant for the user."""
+
+    exit_code = 1
+
+
+class ConfigError(VaeLabError):
+    """A key, value or combination in the configuration is wrong."""
+
+    exit_code = 2
+
+
+class DataError(VaeLabError):
+    """A data set is missing, damaged or unusable."""
+
+    exit_code = 3
+
+
+class NonFiniteError(VaeLabError):
+    """A loss or a gradient became NaN or infinite."""
+
+    exit_code = 4
+
+
+class CheckpointError(VaeLabError):
+    """No usable checkpoint."""
+
+    exit_code = 5
+
+
+class StorageError(VaeLabError):
+    """Files could not be written: disk full, read-only or vanished."""
+
+    exit_code = 6
+
+
+class LockedError(VaeLabError):
+    """Another process works in the run directory."""
+
+    exit_code = 7
+
+
+class Interrupted(VaeLabError):
+    """SIGINT or SIGTERM arrived; the run left a checkpoint."""
+
+    def __init__(self, message: str, signal_number: int):
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return ' Did you mean ...?' for the closest known words, or an empty string."""
+    known = list(dict.fromkeys(known))
+    close = difflib.get_close_matches(word, known, n=2, cutoff=0.6)
+    if not close:
+        last_part = word.rpartition(".")[2]
+        close = [name for name in known if name.rpartition(".")[2] == last_part][:2]
+    return f" Did you mean {' or '.join(repr(name) for name in close)}?" if close else ""

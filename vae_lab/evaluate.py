@@ -1,0 +1,74 @@
+"""Test metrics of one trained system."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributions import Independent, Normal, kl_divergence
+
+from vae_lab import rng
+from vae_lab.config import EvaluationConfig
+from vae_lab.data import Images
+from vae_lab.distributions import reparameterize
+from vae_lab.engine import to_float
+from vae_lab.models import LatentVariableModel
+from vae_lab.objectives.base import Batch
+from vae_lab.system import System
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Posterior means of all test images and, for factorised normal posteriors and priors, the mean KL of each latent."""
+
+    mu: Float[Tensor, "N D"]
+    kl_per_latent: Float[Tensor, " D"] | None
+
+
+@torch.no_grad()
+def evaluate(system: System, images: Images, seed: int, config: EvaluationConfig) -> tuple[dict[str, Any], Latents]:
+    """Mean terms over `images`, which lie on the system's device.
+
+    Returns:
+        loss, nll and, with a KL term, kl and elbo = -(nll + kl), in nats per image; sse (squared error summed over pixels)
+        and mse (per pixel) of the reconstruction from the same posterior sample; active_units, the number of latents whose
+        posterior mean varies by more than `active_threshold` (Burda et al. 2016, https://arxiv.org/abs/1509.00519); and
+        kl_per_latent.
+    """
+    model, device = system.model, images.x.device
+    draws = rng.generator(seed, "evaluation", device=device)
+    noise = {name: torch.randn(len(images), *shape, generator=draws, device=device) for name, shape in system.noise_shapes().items()}
+    sums: dict[str, float] = {}
+    mus, kls = [], []
+    for start in range(0, len(images), config.batch_size):
+        here = slice(start, start + config.batch_size)
+        part = images.select(here)
+        batch = Batch(to_float(part.x), part.y)
+        terms = system(batch, {name: draw[here] for name, draw in noise.items()}, torch.zeros((), device=device))
+        q = model.posterior(batch.x)
+        z = reparameterize(q, noise["eps"][here] if "eps" in noise else None)
+        sse = (model.likelihood(z).mean - batch.x).square().flatten(1).sum(1)
+        for name, term in (terms | {"sse": sse}).items():
+            sums[name] = sums.get(name, 0.0) + float(term.double().sum())
+        mus.append(q.mean)
+        kls.append(_kl_per_latent(system, q))
+    mu = torch.cat(mus)
+    kl_per_latent = None if kls[0] is None else torch.cat(kls).mean(0)  # type: ignore[arg-type]
+    metrics: dict[str, Any] = {name: value / len(images) for name, value in sums.items()}
+    if "kl" in metrics:
+        metrics["elbo"] = -(metrics["nll"] + metrics["kl"])
+    metrics["mse"] = metrics["sse"] / images.x[0].numel()
+    metrics["active_units"] = int((mu.var(0) > config.active_threshold).sum())
+    if kl_per_latent is not None:
+        metrics["kl_per_latent"] = kl_per_latent.tolist()
+    return metrics, Latents(mu.cpu(), None if kl_per_latent is None else kl_per_latent.cpu())
+
+
+def _kl_per_latent(system: System, q: torch.distributions.Distribution) -> Float[Tensor, "B D"] | None:
+    p = system.model.prior() if isinstance(system.model, LatentVariableModel) else None
+    if not (isinstance(q, Independent) and isinstance(p, Independent)):
+        return None
+    if not (isinstance(q.base_dist, Normal) and isinstance(p.base_dist, Normal)):
+        return None
+    return kl_divergence(q.base_dist, p.base_dist)

@@ -1,0 +1,5 @@
+"""Reconstruction likelihoods: what `loss=` chooses."""
+
+from vae_lab.losses.base import Likelihood
+
+__all__ = ["Likelihood"]

@@ -1,0 +1,37 @@
+"""What an objective provides."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, NamedTuple
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from vae_lab.models import Autoencoder
+
+Noise = dict[str, Tensor]
+Terms = dict[str, Tensor]
+
+
+class Batch(NamedTuple):
+    """What a model sees of B images: pixels in [0, 1] and, where the data has them, class labels."""
+
+    x: Float[Tensor, "B C H W"]
+    y: Int[Tensor, " B"] | None = None
+
+
+class Objective(nn.Module, ABC):
+    """A function of a model and a batch. Numbers that may be swept are buffers, so that stacked runs keep their own."""
+
+    requires: ClassVar[type[Autoencoder]]
+
+    def noise_shapes(self, model: Autoencoder) -> dict[str, tuple[int, ...]]:
+        """Standard normal noise wanted per image, by name and shape; the engine draws it from the run's own stream."""
+        return {} if model.deterministic else {"eps": (model.latent_dim,)}
+
+    @abstractmethod
+    def forward(self, model: Autoencoder, batch: Batch, noise: Noise, step: Int[Tensor, ""]) -> Terms:
+        """Terms [B] in nats per image: 'loss' is what is minimised, weights included; 'nll' and 'kl' are without weights."""
+
+    @abstractmethod
+    def kl_weight(self) -> Float[Tensor, ""] | None:
+        """The weight of the KL term as it stands in the loss; None where the objective has none."""

@@ -1,0 +1,114 @@
+"""The files of a run directory: their names and their schema. Nothing else knows them, and torch is not needed here."""
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vae_lab.errors import StorageError
+
+FIGURES = ("reconstructions", "samples", "latent", "manifold", "curves")
+STATUSES = ("completed", "stopped_early", "failed", "interrupted")
+
+
+class RunDir:
+    """One run's folder."""
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.metrics = self.path / "metrics.jsonl"
+        self.results = self.path / "results.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.figures = self.path / "figures"
+        self.log = self.path / "run.log"
+
+    def write_config(self, plain: dict[str, Any]) -> None:
+        """The resolved config, enough to repeat the run."""
+        write_atomic(self.config, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
+
+    def read_config(self) -> dict[str, Any]:
+        return yaml.safe_load(self.config.read_text(encoding="utf-8"))
+
+    def append_metrics(self, row: dict[str, Any]) -> None:
+        """One strict-JSON line."""
+        with storage_errors(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
+            file.write(strict_json(row) + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All whole lines, in order; a torn last line is left out."""
+        if not self.metrics.exists():
+            return []
+        lines = self.metrics.read_text(encoding="utf-8").split("\n")
+        return [json.loads(line) for line in lines[:-1]]
+
+    def keep_metrics(self, epochs: int) -> None:
+        """Drop rows beyond an epoch, and a torn last line, before training goes on from there."""
+        rows = [row for row in self.read_metrics() if row["epoch"] <= epochs]
+        if self.metrics.exists():
+            write_atomic(self.metrics, "".join(strict_json(row) + "\n" for row in rows))
+
+    def write_results(self, results: dict[str, Any]) -> None:
+        """The summary. Its presence means that the run ended."""
+        write_atomic(self.results, strict_json(results, indent=2) + "\n")
+
+    def read_results(self) -> dict[str, Any] | None:
+        return json.loads(self.results.read_text(encoding="utf-8")) if self.results.exists() else None
+
+
+def strict_json(row: dict[str, Any], indent: int | None = None) -> str:
+    """JSON without NaN or infinity: they become null, and 'nonfinite' lists the keys that did."""
+    wrong: list[str] = []
+
+    def clean(value: Any, key: str) -> Any:
+        if isinstance(value, float) and not math.isfinite(value):
+            wrong.append(key)
+            return None
+        if isinstance(value, dict):
+            return {name: clean(item, f"{key}.{name}".lstrip(".")) for name, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [clean(item, f"{key}.{index}") for index, item in enumerate(value)]
+        return value
+
+    cleaned = clean(row, "")
+    return json.dumps(cleaned | {"nonfinite": wrong} if wrong else cleaned, indent=indent, allow_nan=False)
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Replace a file as a whole: a reader sees the old or the new one, also after a crash."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with storage_errors(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError into one message that names the file and the free space."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"Cannot write {path}: {error.strerror or error} ({free_space(path)}).") from error
+
+
+def free_space(path: Path) -> str:
+    """'1.2 GiB free on ...' for the nearest existing folder."""
+    import shutil
+
+    folder = next((parent for parent in [path, *path.absolute().parents] if parent.is_dir()), Path("/"))
+    try:
+        return f"{shutil.disk_usage(folder).free / 2**30:.1f} GiB free in {folder}"
+    except OSError:
+        return f"free space in {folder} unknown"
