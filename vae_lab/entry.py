@@ -28,7 +28,7 @@ from vae_lab.errors import ConfigError, VaeLabError, did_you_mean
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
-ConfigStore.instance().store(group="schema", name="config", node=RunConfig)
+ConfigStore.instance().store(group="hydra/schema", name="config", node=RunConfig)
 
 
 def prepare(argv: Sequence[str]) -> list[str]:
@@ -137,7 +137,7 @@ def _prepend_config_dir(config_dir: str) -> None:
 def _explain(overrides: Sequence[Override]) -> None:
     """Raise a better message than Hydra's for an unknown option or key, if that is what is wrong."""
     loader = GlobalHydra.instance().config_loader()
-    groups = [group for group in loader.list_groups("") if group not in ("hydra", "schema")]
+    groups = [group for group in loader.list_groups("") if group != "hydra"]
     chosen = []
     for override in overrides:
         key, value = override.key_or_group, override.value()

@@ -33,8 +33,8 @@ def evaluate(system: System, images: Images, seed: int, config: EvaluationConfig
     Returns:
         loss, nll and, with a KL term, kl and elbo = -(nll + kl), in nats per image; sse (squared error summed over pixels)
         and mse (per pixel) of the reconstruction from the same posterior sample; active_units, the number of latents whose
-        posterior mean varies by more than `active_threshold` (Burda et al. 2016, https://arxiv.org/abs/1509.00519); and
-        kl_per_latent.
+        posterior mean varies by more than `active_threshold` (Burda et al. 2016, https://arxiv.org/abs/1509.00519); code_std, the
+        standard deviation of each posterior mean over the images; and kl_per_latent.
     """
     model, device = system.model, images.x.device
     draws = rng.generator(seed, "evaluation", device=device)
@@ -60,6 +60,7 @@ def evaluate(system: System, images: Images, seed: int, config: EvaluationConfig
         metrics["elbo"] = -(metrics["nll"] + metrics["kl"])
     metrics["mse"] = metrics["sse"] / images.x[0].numel()
     metrics["active_units"] = int((mu.var(0) > config.active_threshold).sum())
+    metrics["code_std"] = mu.std(0).tolist()
     if kl_per_latent is not None:
         metrics["kl_per_latent"] = kl_per_latent.tolist()
     return metrics, Latents(mu.cpu(), None if kl_per_latent is None else kl_per_latent.cpu())

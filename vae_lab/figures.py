@@ -107,7 +107,8 @@ def manifold(subject: Subject) -> Figure:
         source = "range of the codes"
     plane = torch.stack(torch.meshgrid(vertical.flip(0), horizontal, indexing="ij")[::-1], -1).view(-1, 2)
     decoded = model.likelihood(plane.to(subject.images.x.device)).mean
-    figure = _picture(_grid(decoded, steps, gap=0), f"Latent plane ({source}): {subject.title}", width=7, margin=0.55)
+    gap = 0 if decoded.shape[-1] >= 16 else 1  # small images need a line between them
+    figure = _picture(_grid(decoded, steps, gap), f"Latent plane ({source}): {subject.title}", width=7, margin=0.55)
     axes = figure.axes[0]
     size = axes.get_images()[0].get_array().shape[0]  # type: ignore[union-attr]
     ticks = np.linspace(0, steps - 1, 5).round().astype(int)

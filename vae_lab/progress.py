@@ -64,7 +64,11 @@ class ProgressBar:
     def on_epoch(self, epoch: int, step: int, metrics: Metrics) -> None:
         """Off a terminal, print about ten lines in all."""
         if not self.bar and (epoch == 1 or epoch == self.epochs or epoch % max(1, self.epochs // 10) == 0):
-            self.console.print(epoch_line(epoch, self.epochs, metrics, self.images_per_s(step)), highlight=False)
+            self.line(epoch_line(epoch, self.epochs, metrics, self.images_per_s(step)))
+
+    def line(self, text: str) -> None:
+        """A line of its own, above the bar where there is one."""
+        self.console.print(text, highlight=False, soft_wrap=True)
 
 
 def epoch_line(epoch: int, epochs: int, metrics: Metrics, images_per_s: float) -> str:
@@ -80,7 +84,7 @@ def print_results(console: Console, results: dict[str, Any], folder: str, figure
         f"{results['model']} on {results['data']}: {results['objective']}, {results['loss']}{beta}, latent {results['latent_dim']}, "
         f"{results['parameters']:,} parameters"
     )
-    table = Table(title=title, title_justify="left", title_style="bold", show_edge=False, pad_edge=False)
+    table = Table(show_edge=False, pad_edge=False)
     table.add_column("test, nats per image")
     table.add_column("", justify="right")
     units = {"sse": "sse, squared error per image", "mse": "mse, per pixel", "active_units": f"active units of {results['latent_dim']}"}
@@ -88,13 +92,14 @@ def print_results(console: Console, results: dict[str, Any], folder: str, figure
         if isinstance(value, int | float):
             table.add_row(units.get(key, key), f"{value:,.4f}" if key == "mse" else f"{value:,d}" if isinstance(value, int) else f"{value:,.3f}")
     timing = results["time"]
-    console.print()
+    console.print(f"\n[bold]{title}[/bold]", highlight=False, soft_wrap=True)
     console.print(table, highlight=False)
     console.print(
         f"{results['status']} after {results['epochs']} epochs (best: {results['best_epoch']}), {results['steps']} steps, "
         f"{timing['train_s']:.1f} s of training, {timing['images_per_s']:,.0f} images/s, on {results['environment']['device']}",
         highlight=False,
+        soft_wrap=True,
     )
     if results["note"]:
-        console.print(results["note"], style="dim", highlight=False)
+        console.print(results["note"], style="dim", highlight=False, soft_wrap=True)
     console.print(f"[bold]{folder}[/bold]  ({', '.join(figures)})" if figures else f"[bold]{folder}[/bold]", highlight=False, soft_wrap=True)

@@ -93,7 +93,9 @@ class Recorder:
         if self.trainer.log_every and step % self.trainer.log_every == 0:
             for run, row in zip(runs, means(), strict=True):
                 terms = "  ".join(f"{name} {value:.3f}" for name, value in row.items())
-                log.info("%s step %d  %s (epoch so far)", run.name, step, terms)
+                text = f"{run.name} step {step}, epoch {run.epoch + 1} so far:  {terms}"
+                self.progress.line(text)
+                log.info(text)
 
     def on_epoch(self, run: Run, metrics: Metrics) -> None:
         job = self.jobs[id(run)]
@@ -149,7 +151,7 @@ def train(cfg: Config, folder: Path, console: Console | None = None) -> dict[str
     tracker = registry.build("tracking", cfg["tracking"], facts=RunFacts(run_dir, cfg["name"], cfg, flat))
     job = Job(cfg, run_dir, run, tracker, started)
     results = summary(job, device, splits)
-    console.print(headline(results, splits), highlight=False)
+    console.print(headline(results, splits), highlight=False, soft_wrap=True)
     steps = steps_per_epoch(len(splits.train), trainer.batch_size)
     with ProgressBar(console, trainer.epochs, len(splits.train), steps) as progress:
         training_started = time.perf_counter()
