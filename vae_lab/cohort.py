@@ -96,7 +96,8 @@ class Cohort:
         gradients = torch.autograd.grad(total, leaves, materialize_grads=True)
         if self.size == 1:
             gradients = tuple(gradient[None] for gradient in gradients)
-        return {name: term.detach() for name, term in terms.items()}, list(gradients)
+        # Fused optimisers read gradients in memory order; vmap may hand them out transposed.
+        return {name: term.detach() for name, term in terms.items()}, [gradient.contiguous() for gradient in gradients]
 
     def run_state(self, index: int) -> State:
         """A copy of one run's parameters and buffers, under the names of its `state_dict`."""
@@ -122,5 +123,5 @@ def clip_gradients(gradients: list[Tensor], norms: Float[Tensor, " R"], max_norm
 
 def gradient_norms(gradients: list[Tensor]) -> Float[Tensor, " R"]:
     """The Euclidean norm of each run's whole gradient."""
-    norms = [torch.linalg.vector_norm(gradient.flatten(1), dim=1) for gradient in gradients]
+    norms = [torch.linalg.vector_norm(gradient.reshape(len(gradient), -1), dim=1) for gradient in gradients]
     return torch.linalg.vector_norm(torch.stack(norms), dim=0)

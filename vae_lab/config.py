@@ -31,7 +31,7 @@ class Precision(Enum):
     bf16 = "bf16"
 
 
-def bounded(*, length: int | None = None, **bounds: float) -> Any:
+def bounded(*, length: int | None = None, **bounds: int | float) -> Any:
     """A required dataclass field whose value, or whose every element, must lie in a range (`ge`, `gt`, `le`, `lt`).
 
     `length` is the number of elements of a list. NaN and inf never pass, in no field.
@@ -129,7 +129,7 @@ def check_ranges(instance: Any, path: str = "") -> None:
                 _check_number(key, number, field.metadata.get("bounds", {}))
 
 
-def _check_number(key: str, value: float, bounds: dict[str, float]) -> None:
+def _check_number(key: str, value: int | float, bounds: dict[str, int | float]) -> None:
     sign = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
     inside = {
         "ge": lambda bound: value >= bound,

@@ -7,8 +7,8 @@ as a smaller cohort, unchanged.
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, UInt8
@@ -53,6 +53,7 @@ class Run:
     error: str | None = None
 
 
+@runtime_checkable
 class Observer(Protocol):
     """What the engine tells of the runs it trains together."""
 
@@ -233,7 +234,7 @@ class _Stretch:
         images = self.splits.train.select(index)
         if self.splits.dynamic:
             generators = [rng.generator(run.seed, "binarize", epoch, position, device=self.device) for run in self.runs]
-            images = images._replace(x=torch.stack([bernoulli_pixels(x, g) for x, g in zip(images.x, generators, strict=True)]))
+            images = replace(images, x=torch.stack([bernoulli_pixels(x, g) for x, g in zip(images.x, generators, strict=True)]))
         return Batch(to_float(images.x), images.y)
 
     def _autocast(self) -> AbstractContextManager[object]:

@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -35,12 +36,23 @@ def prepare(argv: Sequence[str]) -> list[str]:
     """Check a command line; returns it ready for Hydra. Ends the process with one message where it is wrong."""
     with one_message():
         args = get_args_parser().parse_args(list(argv))
+        folders = search_path(args.config_dir)
         if args.help or args.hydra_help or args.info or args.shell_completion:
-            return list(argv)
-        cfg = compose_checked(args.overrides, args.config_dir, sweep=args.multirun)
+            return [*argv, *folders]
+        cfg = compose_checked([*args.overrides, *folders], sweep=args.multirun)
         if not (args.cfg or args.multirun):
             check(to_plain(cfg))
-    return list(argv)
+    return [*argv, *folders]
+
+
+def search_path(config_dir: str | None) -> list[str]:
+    """The override that lets Hydra find YAML below `--config-dir` and below `conf/` of every folder in VAE_LAB_PLUGINS."""
+    if config_dir is not None and not Path(config_dir).is_dir():
+        raise ConfigError(f"--config-dir {config_dir}: no such folder.")
+    folders = [Path(folder) / "conf" for folder in os.environ.get("VAE_LAB_PLUGINS", "").split(os.pathsep) if folder]
+    folders += [Path(config_dir)] if config_dir else []
+    quoted = ", ".join(json.dumps(f"file://{folder.absolute()}") for folder in folders)
+    return [f"hydra.searchpath=[{quoted}]"] if folders else []
 
 
 def run(cfg: DictConfig) -> None:
@@ -90,7 +102,7 @@ def fail(error: VaeLabError) -> NoReturn:
     sys.exit(error.exit_code)
 
 
-def compose_checked(overrides: Sequence[str], config_dir: str | None = None, sweep: bool = False) -> DictConfig:
+def compose_checked(overrides: Sequence[str], sweep: bool = False) -> DictConfig:
     """The resolved config of a command line.
 
     In a sweep every swept override stands at its first value: the jobs check themselves.
@@ -108,14 +120,13 @@ def compose_checked(overrides: Sequence[str], config_dir: str | None = None, swe
         raise ConfigError(f"{swept[0]} lists several values: add -m to train a sweep, or quote the value.")
     lines = [override.input_line or "" for override in parsed]
     with initialize_config_dir(str(CONF), version_base="1.3", job_name="run"):
-        if config_dir is not None:
-            _prepend_config_dir(config_dir)
         try:
-            cfg = compose("config", overrides=[line for line in lines if not line.startswith("hydra")])
+            cfg = compose("config", overrides=lines)
             OmegaConf.resolve(cfg)
             return cfg
         except (HydraException, OmegaConfBaseException) as error:
-            _explain(parsed)
+            with contextlib.suppress(HydraException, OmegaConfBaseException):
+                _explain(parsed)
             raise ConfigError(_first_lines(error)) from error
 
 
@@ -124,14 +135,6 @@ def _first_of_sweep(override: Override) -> Override:
         return override
     first = next(iter(override.sweep_string_iterator()))
     return OverridesParser.create().parse_override(f"{override.get_key_element()}={first}")
-
-
-def _prepend_config_dir(config_dir: str) -> None:
-    if not Path(config_dir).is_dir():
-        raise ConfigError(f"--config-dir {config_dir}: no such folder.")
-    loader = GlobalHydra.instance().config_loader()
-    loader.get_search_path().prepend("command-line", f"file://{Path(config_dir).absolute()}")
-    GlobalHydra.instance().hydra.config_loader.repository.initialize_sources(loader.get_search_path())  # type: ignore
 
 
 def _explain(overrides: Sequence[Override]) -> None:

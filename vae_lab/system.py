@@ -40,7 +40,7 @@ class System(nn.Module):
     def beta_eff(self) -> float | None:
         """The KL weight beside BCE (Bernoulli) or half the summed squared error (Gaussian); None without a KL term."""
         weight = self.objective.kl_weight()
-        return None if weight is None else float(weight * self.model.loss.beta_scale())
+        return None if weight is None else float((weight * self.model.loss.beta_scale()).detach())
 
     def num_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import lru_cache
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Int64, UInt8
@@ -27,7 +27,8 @@ class Binarize(Enum):
     dynamic = "dynamic"
 
 
-class Images(NamedTuple):
+@dataclass(frozen=True)
+class Images:
     """N images with pixels from 0 to 255, and their class labels where there are any."""
 
     x: UInt8[Tensor, "N C H W"]
@@ -103,7 +104,7 @@ class Dataset(ABC):
         parts = [self._binarize(part, index) for index, part in enumerate(parts)]
         digest = hashlib.sha256()
         for part in parts:
-            for tensor in part or ():
+            for tensor in (part.x, part.y) if part else ():
                 if tensor is not None:
                     digest.update(str(tuple(tensor.shape)).encode())
                     digest.update(tensor.contiguous().numpy().data)
@@ -117,9 +118,9 @@ class Dataset(ABC):
         if images is None or kind is Binarize.none or (kind is Binarize.dynamic and part == 0):
             return images
         if kind is Binarize.threshold:
-            return images._replace(x=(images.x >= 128).to(torch.uint8) * 255)
+            return replace(images, x=(images.x >= 128).to(torch.uint8) * 255)
         draws = rng.generator(self.config.split_seed, "binarize-static", part)
-        return images._replace(x=bernoulli_pixels(images.x, draws))
+        return replace(images, x=bernoulli_pixels(images.x, draws))
 
 
 def bernoulli_pixels(x: UInt8[Tensor, "*batch C H W"], generator: torch.Generator) -> UInt8[Tensor, "*batch C H W"]:
