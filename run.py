@@ -10,6 +10,7 @@ from vae_lab.entry import prepare
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> None:
+    """The task that Hydra calls for a run, and for each job of a sweep."""
     from vae_lab.entry import run
 
     run(cfg)

@@ -136,12 +136,35 @@ def test_going_on_from_every_step_is_bit_identical(compose) -> None:
         assert first_rows + listener.rows.get(id(again), []) == rows
 
 
+GOLDEN = [
+    44.8535,
+    43.5957,
+    42.3452,
+    41.4082,
+    40.462,
+    39.5761,
+    38.5071,
+    37.854,
+    36.5385,
+    36.2997,
+    34.8442,
+    34.5478,
+    34.0827,
+    33.7579,
+    33.0522,
+    32.6893,
+    32.4338,
+    32.0807,
+    31.3321,
+    31.5038,
+]
+
+
 def test_a_golden_curve(compose) -> None:
     """20 steps of the default model. A change that should not alter numbers leaves this alone."""
-    cfg = compose("data.limit=640", "data.val_size=100", "trainer.batch_size=32", "trainer.epochs=1")
+    cfg = compose("data.limit=64", "trainer.batch_size=64", "trainer.epochs=20")
     _, (rows,) = train([cfg])
-    golden = {"train/loss": 42.6, "train/nll": 42.3, "train/kl": 0.3, "val/loss": 37.0, "val/nll": 36.0, "val/kl": 0.9, "lr": 1e-3}
-    assert rows[0] == pytest.approx(golden, rel=1e-5)
+    assert [row["train/loss"] for row in rows] == pytest.approx(GOLDEN, rel=1e-5)
 
 
 def test_nan_stops_one_run_and_no_other(compose) -> None:
@@ -157,7 +180,15 @@ def test_nan_stops_one_run_and_no_other(compose) -> None:
 
 
 def test_early_stopping_keeps_the_best_state(compose) -> None:
-    cfg = compose("hidden_dims=[64]", "trainer.epochs=60", "trainer.patience=2", "trainer.batch_size=30", "data.limit=60", "data.val_size=60", "optimizer.lr=2e-2")
+    cfg = compose(
+        "hidden_dims=[64]",
+        "trainer.epochs=60",
+        "trainer.patience=2",
+        "trainer.batch_size=30",
+        "data.limit=60",
+        "data.val_size=60",
+        "optimizer.lr=2e-2",
+    )
     (run,), (rows,) = train([cfg])
     assert run.status == "stopped_early"
     losses = [row["val/loss"] for row in rows]
@@ -170,7 +201,14 @@ def test_early_stopping_keeps_the_best_state(compose) -> None:
 
 
 def test_runs_of_a_cohort_stop_early_each_by_itself(compose) -> None:
-    base = ("hidden_dims=[32]", "trainer.epochs=40", "trainer.patience=2", "trainer.batch_size=30", "data.limit=60", "data.val_size=60")
+    base = (
+        "hidden_dims=[32]",
+        "trainer.epochs=40",
+        "trainer.patience=2",
+        "trainer.batch_size=30",
+        "data.limit=60",
+        "data.val_size=60",
+    )
     cfgs = [compose(*base, f"seed={seed}", f"optimizer.lr={lr}") for seed, lr in ((0, 3e-2), (1, 1e-3), (2, 1e-2))]
     runs, _ = train(cfgs)
     assert len({run.epoch for run in runs}) > 1
@@ -189,7 +227,14 @@ def test_clipping_is_per_run() -> None:
 
 
 def test_clipping_bounds_what_sgd_moves(compose) -> None:
-    base = ("optimizer=sgd", "optimizer.momentum=0", "optimizer.nesterov=false", "optimizer.lr=1", "trainer.epochs=1", "data.limit=32")
+    base = (
+        "optimizer=sgd",
+        "optimizer.momentum=0",
+        "optimizer.nesterov=false",
+        "optimizer.lr=1",
+        "trainer.epochs=1",
+        "data.limit=32",
+    )
     cfg = compose(*base, "trainer.batch_size=32", "trainer.clip_grad_norm=0.01", "data.val_size=0")
     before = make_run(cfg, load(cfg["data"])).system.state_dict()
     (run,), _ = train([cfg])

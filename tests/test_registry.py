@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import ROOT
 from vae_lab import registry
 from vae_lab.errors import ConfigError
-from tests.conftest import ROOT
 
 PLUGINS = {
-    "models/shifted.py": '''
+    "models/shifted.py": """
 from vae_lab.models.vae import VAE
 from vae_lab.models.base import LatentVariableModel
 from vae_lab.distributions import diag_normal
@@ -38,8 +38,8 @@ class Shifted(LatentVariableModel):
     def prior(self):
         ones = torch.ones(self.latent_dim)
         return diag_normal(ones, ones)
-''',
-    "objectives/squared.py": '''
+""",
+    "objectives/squared.py": """
 from dataclasses import dataclass
 from vae_lab.models import Autoencoder
 from vae_lab.objectives import Objective
@@ -65,8 +65,8 @@ class Squared(Objective):
 
     def kl_weight(self):
         return None
-''',
-    "losses/wide.py": '''
+""",
+    "losses/wide.py": """
 from dataclasses import dataclass
 import torch
 from vae_lab.distributions import gaussian
@@ -89,8 +89,8 @@ class Wide(Likelihood):
 
     def beta_scale(self):
         return self.variance
-''',
-    "networks/one_layer.py": '''
+""",
+    "networks/one_layer.py": """
 from dataclasses import dataclass
 import math
 from torch import nn
@@ -112,8 +112,8 @@ class OneLayer(Network):
 
     def decoder(self, in_features):
         return nn.Sequential(nn.Linear(in_features, math.prod(self.image_shape)), nn.Unflatten(-1, self.image_shape))
-''',
-    "data/stripes.py": '''
+""",
+    "data/stripes.py": """
 from dataclasses import dataclass
 import torch
 from vae_lab.data import DataConfig, Dataset, Images
@@ -131,7 +131,7 @@ class Stripes(Dataset):
         for index in range(96):
             x[index, 0, index % 8] = 255
         return Images(x[:64], torch.arange(64) % 8), Images(x[64:], torch.arange(32) % 8)
-''',
+""",
     "conf/model/shifted.yaml": "# @package _global_\nmodel: {name: shifted, variant: shifted, latent_dim: '${latent_dim}'}\n",
     "conf/objective/squared.yaml": "name: squared\npower: 2.0\n",
     "conf/loss/wide.yaml": "name: wide\n",
@@ -154,8 +154,16 @@ def plugins(tmp_path: Path) -> Path:
 )
 def test_files_in_a_folder_are_enough(plugins: Path, tmp_path: Path, overrides: list[str]) -> None:
     done = subprocess.run(
-        [sys.executable, str(ROOT / "run.py"), *overrides, "trainer.epochs=2", "tracking=none", "trainer.batch_size=16"]
-        + ["evaluation.figures=false", f"hydra.run.dir={tmp_path}/run"],
+        [
+            sys.executable,
+            str(ROOT / "run.py"),
+            *overrides,
+            "trainer.epochs=2",
+            "tracking=none",
+            "trainer.batch_size=16",
+            "evaluation.figures=false",
+            f"hydra.run.dir={tmp_path}/run",
+        ],
         env=os.environ | {"VAE_LAB_PLUGINS": str(plugins)},
         capture_output=True,
         text=True,

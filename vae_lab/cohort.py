@@ -66,7 +66,9 @@ class Cohort:
     def _call(self, leaves: Sequence[Tensor], batch: Batch, noise: Noise, step: Tensor) -> Terms:
         """Terms [R, B]; `leaves` are the parameters in order of their names."""
         if self.size == 1:
-            terms = self.template(batch if batch.x.dim() == 4 else _first(batch), {name: draw[0] for name, draw in noise.items()}, step)
+            terms = self.template(
+                batch if batch.x.dim() == 4 else _first(batch), {name: draw[0] for name, draw in noise.items()}, step
+            )
             return {name: term[None] for name, term in terms.items()}
 
         def one(parameters: State, buffers: State, batch: Batch, noise: Noise) -> Terms:
@@ -74,11 +76,11 @@ class Cohort:
 
         parameters = dict(zip(self.parameters, leaves, strict=True))
         shared = None if batch.x.dim() == 4 else 0
-        in_dims = (0, 0, Batch(shared, None if batch.y is None else shared), 0)
+        in_dims = (0, 0, Batch(*(None if part is None else shared for part in batch)), 0)  # type: ignore[arg-type]
         return vmap(one, in_dims=in_dims)(parameters, self.buffers, batch, noise)
 
     def terms(self, batch: Batch, noise: Noise, step: Int[Tensor, ""]) -> Terms:
-        """Terms [R, B] in nats per image, without gradients. The noise has a leading axis R; the batch may have one, or is shared."""
+        """Terms [R, B], without gradients. The noise has a leading axis R; a batch without one is shared."""
         with torch.no_grad():
             return self._call(list(self.parameters.values()), batch, noise, step)
 
@@ -87,7 +89,7 @@ class Cohort:
     ) -> tuple[Terms, list[Tensor]]:
         """Terms [R, B], and for each parameter the gradient [R, ...] of each run's own mean loss."""
         if self.size == 1:
-            leaves = list(self.template.parameters())
+            leaves: list[Tensor] = list(self.template.parameters())
         else:
             leaves = [leaf.requires_grad_() for leaf in self.parameters.values()]
         with autocast():

@@ -20,6 +20,8 @@ T = TypeVar("T")
 
 
 class Device(Enum):
+    """Where to train; `auto` takes CUDA, then MPS, then the CPU."""
+
     auto = "auto"
     cpu = "cpu"
     cuda = "cuda"
@@ -27,6 +29,8 @@ class Device(Enum):
 
 
 class Precision(Enum):
+    """Full single precision, or bfloat16 autocast with single-precision parameters."""
+
     fp32 = "fp32"
     bf16 = "bf16"
 
@@ -39,8 +43,10 @@ def bounded(*, length: int | None = None, **bounds: int | float) -> Any:
     return dataclasses.field(metadata={"bounds": bounds, "length": length})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainerConfig:
+    """How long and in which steps a run trains. All but `patience` and `clip_grad_norm` are common to a cohort."""
+
     epochs: int = bounded(ge=1, le=1_000_000)
     batch_size: int = bounded(ge=1)
     clip_grad_norm: float | None = bounded(gt=0)  # per run; null: no clipping
@@ -51,17 +57,20 @@ class TrainerConfig:
     log_every: int = bounded(ge=0)  # steps between progress lines in run.log; 0: one line an epoch
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
+    """What is measured and drawn after training."""
+
     batch_size: int = bounded(ge=1)
     active_threshold: float = bounded(gt=0)  # variance of a latent's posterior mean above which it counts as active
     figures: bool
     num_images: int = bounded(ge=1, le=10_000)  # in reconstructions.png; samples.png draws a square of as many rows
     manifold_steps: int = bounded(ge=2, le=200)  # images along each axis of the decoded latent plane
-    manifold_range: list[float] | None = bounded(length=4)  # [z0 from, z0 to, z1 from, z1 to]; null: from the prior or the codes
+    # [z0 from, z0 to, z1 from, z1 to]; null: from the prior or the codes
+    manifold_range: list[float] | None = bounded(length=4)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class RunConfig:
     """A whole run. `trainer` and `evaluation` are checked by the classes above, the other groups by the `Config` of the class
     that their `name` selects."""
@@ -105,7 +114,7 @@ def typed(schema: type[T], node: Any, path: str) -> T:
         instance = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
-        key = f"{path}.{error.full_key}" if error.full_key else path
+        key = ".".join(filter(None, (path, str(error.full_key or ""))))
         raise ConfigError(f"{key}: {reason}") from error
     check_ranges(instance, path)
     return instance  # type: ignore[return-value]

@@ -7,7 +7,8 @@ as a smaller cohort, unchanged.
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -71,6 +72,7 @@ class Observer(Protocol):
 
 
 def steps_per_epoch(num_images: int, batch_size: int) -> int:
+    """The last batch may be smaller."""
     return math.ceil(num_images / batch_size)
 
 
@@ -138,7 +140,7 @@ class _Stretch:
             for run in runs:
                 run.step += 1
             seen = min((position + 1) * batch_size, self.num_images)
-            self.observer.on_step(runs, lambda sums=sums, seen=seen: _columns(names, sums / seen))
+            self.observer.on_step(runs, partial(_columns, names, sums / seen))
             if not last and self.observer.should_stop():
                 for run, columns in zip(runs, _columns(names, sums), strict=True):
                     run.sums = columns
@@ -231,11 +233,12 @@ class _Stretch:
 
     def _batch(self, index: Tensor, epoch: int, position: int) -> Batch:
         """The images of each run's `index` [R, B], as [R, B, C, H, W] in [0, 1]."""
-        images = self.splits.train.select(index)
+        train = self.splits.train
+        x = train.x[index]
         if self.splits.dynamic:
             generators = [rng.generator(run.seed, "binarize", epoch, position, device=self.device) for run in self.runs]
-            images = replace(images, x=torch.stack([bernoulli_pixels(x, g) for x, g in zip(images.x, generators, strict=True)]))
-        return Batch(to_float(images.x), images.y)
+            x = torch.stack([bernoulli_pixels(grey, draws) for grey, draws in zip(x, generators, strict=True)])
+        return Batch(to_float(x), None if train.y is None else train.y[index])
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self.trainer.precision is Precision.fp32:

@@ -98,7 +98,8 @@ def one_message() -> Iterator[None]:
 
 
 def fail(error: VaeLabError) -> NoReturn:
-    print(f"error: {error}", file=sys.stderr)
+    """Print the message and exit with the error's code."""
+    sys.stderr.write(f"error: {error}\n")
     sys.exit(error.exit_code)
 
 

@@ -12,7 +12,7 @@ from vae_lab import rng
 from vae_lab.config import EvaluationConfig
 from vae_lab.data import Images
 from vae_lab.distributions import reparameterize
-from vae_lab.engine import to_float
+from vae_lab.engine import Run, to_float
 from vae_lab.models import LatentVariableModel
 from vae_lab.objectives.base import Batch
 from vae_lab.system import System
@@ -27,25 +27,28 @@ class Latents:
 
 
 @torch.no_grad()
-def evaluate(system: System, images: Images, seed: int, config: EvaluationConfig) -> tuple[dict[str, Any], Latents]:
-    """Mean terms over `images`, which lie on the system's device.
+def evaluate(system: System, images: Images, run: Run, config: EvaluationConfig) -> tuple[dict[str, Any], Latents]:
+    """Mean terms of a run's system over `images`, which lie on its device, with noise from the run's own stream.
 
     Returns:
         loss, nll and, with a KL term, kl and elbo = -(nll + kl), in nats per image; sse (squared error summed over pixels)
         and mse (per pixel) of the reconstruction from the same posterior sample; active_units, the number of latents whose
-        posterior mean varies by more than `active_threshold` (Burda et al. 2016, https://arxiv.org/abs/1509.00519); code_std, the
-        standard deviation of each posterior mean over the images; and kl_per_latent.
+        posterior mean varies by more than `active_threshold` (Burda et al. 2016, https://arxiv.org/abs/1509.00519);
+        code_std, the standard deviation of each posterior mean over the images; and kl_per_latent.
     """
     model, device = system.model, images.x.device
-    draws = rng.generator(seed, "evaluation", device=device)
-    noise = {name: torch.randn(len(images), *shape, generator=draws, device=device) for name, shape in system.noise_shapes().items()}
+    draws = rng.generator(run.seed, "evaluation", device=device)
+    noise = {
+        name: torch.randn(len(images), *shape, generator=draws, device=device) for name, shape in system.noise_shapes().items()
+    }
+    step = torch.tensor(run.step, device=device)
     sums: dict[str, float] = {}
     mus, kls = [], []
     for start in range(0, len(images), config.batch_size):
         here = slice(start, start + config.batch_size)
         part = images.select(here)
         batch = Batch(to_float(part.x), part.y)
-        terms = system(batch, {name: draw[here] for name, draw in noise.items()}, torch.zeros((), device=device))
+        terms = system(batch, {name: draw[here] for name, draw in noise.items()}, step)
         q = model.posterior(batch.x)
         z = reparameterize(q, noise["eps"][here] if "eps" in noise else None)
         sse = (model.likelihood(z).mean - batch.x).square().flatten(1).sum(1)

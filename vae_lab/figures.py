@@ -84,7 +84,9 @@ def samples(subject: Subject) -> Figure:
         z, source = prior.mean + prior.variance.sqrt() * eps, "the prior"
     else:
         mu = subject.latents.mu.to(device)
-        cholesky = torch.linalg.cholesky(torch.cov(mu.T).view(model.latent_dim, -1) + 1e-6 * torch.eye(model.latent_dim, device=device))
+        cholesky = torch.linalg.cholesky(
+            torch.cov(mu.T).view(model.latent_dim, -1) + 1e-6 * torch.eye(model.latent_dim, device=device)
+        )
         z, source = mu.mean(0) + eps @ cholesky.T, "a Gaussian fitted to the codes"
     return _picture(_grid(model.likelihood(z).mean, side), f"Samples from {source}: {subject.title}", width=6)
 
@@ -140,11 +142,17 @@ def latent(subject: Subject) -> Figure:
     size = float(np.clip(4000 / len(mu), 2, 18))
     for index, label in enumerate(np.unique(labels)):
         mask = labels == label
-        axes.scatter(*points[mask].T, s=size, alpha=0.75, linewidths=0, color=COLOURS[index % 10], label=str(label))
+        axes.scatter(
+            points[mask, 0], points[mask, 1], s=size, alpha=0.75, linewidths=0, color=COLOURS[index % 10], label=str(label)
+        )
     if dim == 2 and isinstance(subject.system.model, LatentVariableModel):
-        axes.add_patch(Circle((0, 0), math.sqrt(-2 * math.log(0.05)), fill=False, ls="--", lw=1, ec=MUTED, label="95 % of prior"))
+        axes.add_patch(
+            Circle((0, 0), math.sqrt(-2 * math.log(0.05)), fill=False, ls="--", lw=1, ec=MUTED, label="95 % of prior")
+        )
     if subject.images.y is not None:
-        axes.legend(frameon=False, fontsize=8, markerscale=max(1.0, 5 / math.sqrt(size)), loc="center left", bbox_to_anchor=(1, 0.5))
+        axes.legend(
+            frameon=False, fontsize=8, markerscale=max(1.0, 5 / math.sqrt(size)), loc="center left", bbox_to_anchor=(1, 0.5)
+        )
     axes.set_xlabel(names[0])
     axes.set_ylabel(names[1])
     if dim > 1:
@@ -193,8 +201,14 @@ def _picture(sheet: np.ndarray, title: str, width: float, margin: float = 0.0) -
     height = width * sheet.shape[0] / sheet.shape[1] + 0.5 + margin
     figure = Figure(figsize=(width + margin, height), layout="constrained")
     axes = figure.add_subplot()
-    axes.imshow(sheet.squeeze(-1) if sheet.shape[-1] == 1 else sheet, cmap="gray", vmin=0, vmax=1, interpolation="nearest",
-                extent=(0, sheet.shape[1], sheet.shape[0], 0))
+    axes.imshow(
+        sheet.squeeze(-1) if sheet.shape[-1] == 1 else sheet,
+        cmap="gray",
+        vmin=0,
+        vmax=1,
+        interpolation="nearest",
+        extent=(0, sheet.shape[1], sheet.shape[0], 0),
+    )
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set_visible(False)

@@ -15,8 +15,10 @@ from vae_lab.schedulers import Scheduler
 State = dict[str, dict[str, Tensor]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
+    """Keys that every optimiser has."""
+
     name: str
     lr: float = bounded(gt=0, le=1e9)
     weight_decay: float = bounded(ge=0)
@@ -39,9 +41,9 @@ class Optimizer:
 class Adam(Optimizer):
     """References: Kingma & Ba 2015. https://arxiv.org/abs/1412.6980"""
 
-    kind = torch.optim.Adam
+    kind: ClassVar[type[torch.optim.Optimizer]] = torch.optim.Adam
 
-    @dataclass(frozen=True)
+    @dataclass(frozen=True, kw_only=True)
     class Config(OptimizerConfig):
         betas: list[float] = bounded(ge=0, lt=1, length=2)
         eps: float = bounded(gt=0)
@@ -51,7 +53,7 @@ class Adam(Optimizer):
 class AdamW(Adam):
     """References: Loshchilov & Hutter 2019. https://arxiv.org/abs/1711.05101"""
 
-    kind = torch.optim.AdamW
+    kind: ClassVar[type[torch.optim.Optimizer]] = torch.optim.AdamW
 
 
 @register("optimizer", "sgd")
@@ -60,7 +62,7 @@ class SGD(Optimizer):
 
     kind = torch.optim.SGD
 
-    @dataclass(frozen=True)
+    @dataclass(frozen=True, kw_only=True)
     class Config(OptimizerConfig):
         momentum: float = bounded(ge=0, lt=1)
         nesterov: bool
@@ -72,7 +74,7 @@ class RMSprop(Optimizer):
 
     kind = torch.optim.RMSprop
 
-    @dataclass(frozen=True)
+    @dataclass(frozen=True, kw_only=True)
     class Config(OptimizerConfig):
         alpha: float = bounded(ge=0, lt=1)
         momentum: float = bounded(ge=0, lt=1)
@@ -99,7 +101,8 @@ class CohortOptimizer:
             self.slices.append(runs_of_group)
         kind = runs[0][0].kind
         on_mps = any(leaf.device.type == "mps" for leaf in parameters.values())
-        self.torch = kind(groups, **({} if on_mps or kind is torch.optim.RMSprop else {"fused": True}))
+        options: dict[str, Any] = {} if on_mps or kind is torch.optim.RMSprop else {"fused": True}
+        self.torch = kind(groups, **options)
         self.base_lrs = [group["lr"] for group in groups]
 
     def step(self, gradients: Sequence[Tensor], step: int) -> None:

@@ -77,22 +77,33 @@ def epoch_line(epoch: int, epochs: int, metrics: Metrics, images_per_s: float) -
     return f"epoch {epoch}/{epochs}  {terms}  {images_per_s:,.0f} images/s"
 
 
+def title(results: dict[str, Any]) -> str:
+    """What a run is, on one line, with its KL weight on the common scale."""
+    beta = "" if results["beta"] is None else f", beta {results['beta']:g} (beta_eff {results['beta_eff']:.4g})"
+    return (
+        f"{results['name']}: {results['model']} on {results['data']}, {results['objective']}, {results['loss']}{beta}, "
+        f"latent {results['latent_dim']}, {results['parameters']:,} parameters"
+    )
+
+
 def print_results(console: Console, results: dict[str, Any], folder: str, figures: Sequence[str]) -> None:
     """The closing table: what was trained, the test numbers, and where everything lies."""
-    beta = "" if results["beta"] is None else f", beta {results['beta']:g} (beta_eff {results['beta_eff']:.4g})"
-    title = (
-        f"{results['model']} on {results['data']}: {results['objective']}, {results['loss']}{beta}, latent {results['latent_dim']}, "
-        f"{results['parameters']:,} parameters"
-    )
     table = Table(show_edge=False, pad_edge=False)
     table.add_column("test, nats per image")
     table.add_column("", justify="right")
-    units = {"sse": "sse, squared error per image", "mse": "mse, per pixel", "active_units": f"active units of {results['latent_dim']}"}
+    units = {
+        "sse": "sse, squared error per image",
+        "mse": "mse, per pixel",
+        "active_units": f"active units of {results['latent_dim']}",
+    }
     for key, value in results["test"].items():
         if isinstance(value, int | float):
-            table.add_row(units.get(key, key), f"{value:,.4f}" if key == "mse" else f"{value:,d}" if isinstance(value, int) else f"{value:,.3f}")
+            table.add_row(
+                units.get(key, key),
+                f"{value:,.4f}" if key == "mse" else f"{value:,d}" if isinstance(value, int) else f"{value:,.3f}",
+            )
     timing = results["time"]
-    console.print(f"\n[bold]{title}[/bold]", highlight=False, soft_wrap=True)
+    console.print(f"\n[bold]{title(results)}[/bold]", highlight=False, soft_wrap=True)
     console.print(table, highlight=False)
     console.print(
         f"{results['status']} after {results['epochs']} epochs (best: {results['best_epoch']}), {results['steps']} steps, "
@@ -102,4 +113,8 @@ def print_results(console: Console, results: dict[str, Any], folder: str, figure
     )
     if results["note"]:
         console.print(results["note"], style="dim", highlight=False, soft_wrap=True)
-    console.print(f"[bold]{folder}[/bold]  ({', '.join(figures)})" if figures else f"[bold]{folder}[/bold]", highlight=False, soft_wrap=True)
+    console.print(
+        f"[bold]{folder}[/bold]  ({', '.join(figures)})" if figures else f"[bold]{folder}[/bold]",
+        highlight=False,
+        soft_wrap=True,
+    )

@@ -8,8 +8,10 @@ from vae_lab.config import bounded
 from vae_lab.registry import register
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SchedulerConfig:
+    """Keys that every schedule has."""
+
     name: str
     warmup_epochs: float = bounded(ge=0)  # linear rise from zero
 
@@ -38,7 +40,7 @@ class Scheduler(ABC):
 class Constant(Scheduler):
     """No decay."""
 
-    @dataclass(frozen=True)
+    @dataclass(frozen=True, kw_only=True)
     class Config(SchedulerConfig):
         pass
 
@@ -54,7 +56,7 @@ class Cosine(Scheduler):
         Loshchilov & Hutter 2017. https://arxiv.org/abs/1608.03983
     """
 
-    @dataclass(frozen=True)
+    @dataclass(frozen=True, kw_only=True)
     class Config(SchedulerConfig):
         final: float = bounded(ge=0, le=1)
 
@@ -71,7 +73,7 @@ class Cosine(Scheduler):
 class Step(Scheduler):
     """Multiply by `gamma` every `every_epochs` epochs."""
 
-    @dataclass(frozen=True)
+    @dataclass(frozen=True, kw_only=True)
     class Config(SchedulerConfig):
         gamma: float = bounded(gt=0, le=1)
         every_epochs: int = bounded(ge=1)

@@ -17,7 +17,7 @@ from vae_lab.objectives.base import Batch, Noise, Terms
 class System(nn.Module):
     """A model and an objective. Calling it draws nothing and keeps nothing."""
 
-    def __init__(self, model: Autoencoder, objective: Objective):
+    def __init__(self, model: Autoencoder, objective: Objective[Any]):
         super().__init__()
         if not isinstance(model, objective.requires):
             raise ConfigError(
@@ -32,7 +32,7 @@ class System(nn.Module):
         return self.objective.noise_shapes(self.model)
 
     def forward(self, batch: Batch, noise: Noise, step: Int[Tensor, ""]) -> Terms:
-        """Named terms [B] in nats per image ('sse', where the likelihood is Gaussian, in squared pixels); 'loss' is minimised."""
+        """Named terms [B] in nats per image, with 'sse' where the likelihood is Gaussian; 'loss' is minimised."""
         terms = self.objective(self.model, batch, noise, step)
         sse = self.model.loss.squared_error(terms["nll"], batch.x[0].numel())
         return terms if sse is None else terms | {"sse": sse}

@@ -19,7 +19,7 @@ from vae_lab.data import Splits, load
 from vae_lab.data.base import dataset
 from vae_lab.engine import Metrics, Run, fit, steps_per_epoch
 from vae_lab.errors import ConfigError, NonFiniteError
-from vae_lab.progress import ProgressBar, epoch_line, print_results
+from vae_lab.progress import ProgressBar, epoch_line, print_results, title
 from vae_lab.run_dir import RunDir
 from vae_lab.system import build_system
 from vae_lab.tracking import Tracker
@@ -151,7 +151,8 @@ def train(cfg: Config, folder: Path, console: Console | None = None) -> dict[str
     tracker = registry.build("tracking", cfg["tracking"], facts=RunFacts(run_dir, cfg["name"], cfg, flat))
     job = Job(cfg, run_dir, run, tracker, started)
     results = summary(job, device, splits)
-    console.print(headline(results, splits), highlight=False, soft_wrap=True)
+    counts = f"{len(splits.train):,} training, {len(splits.val or ()):,} validation, {len(splits.test):,} test images"
+    console.print(f"{title(results)}\n{counts}, {results['environment']['device']}", highlight=False, soft_wrap=True)
     steps = steps_per_epoch(len(splits.train), trainer.batch_size)
     with ProgressBar(console, trainer.epochs, len(splits.train), steps) as progress:
         training_started = time.perf_counter()
@@ -176,13 +177,13 @@ def finish(job: Job, splits: Splits, device: torch.device) -> list[Path]:
     system = job.run.system
     system.load_state_dict(job.run.best_state)
     test_images = splits.test.to(device)
-    test, latents = evaluate(system, test_images, job.run.seed, config)
+    test, latents = evaluate(system, test_images, job.run, config)
     figures: list[Path] = []
     if config.figures:
         from vae_lab.figures import Subject, draw_all
 
-        title = f"{job.cfg['name']}, {job.cfg['data']['name']}, {job.cfg['loss']['name']}"
-        subject = Subject(title, system, test_images, latents, job.run.seed, config)
+        caption = f"{job.cfg['name']}, {job.cfg['data']['name']}, {job.cfg['loss']['name']}"
+        subject = Subject(caption, system, test_images, latents, job.run.seed, config)
         figures = draw_all(subject, job.run_dir.read_metrics(), job.run.best_epoch, job.run_dir.figures)
     results = summary(job, device, splits, test)
     job.tracker.finish(results, figures)
@@ -228,24 +229,16 @@ def summary(job: Job, device: torch.device, splits: Splits, test: dict[str, Any]
         "time": {
             "train_s": round(job.train_s, 3),
             "total_s": round(time.perf_counter() - job.started, 3),
-            "images_per_s": round(run.step / run.scheduler.steps_per_epoch * len(splits.train) / job.train_s, 1) if job.train_s else 0.0,
+            "images_per_s": round(run.step / run.scheduler.steps_per_epoch * len(splits.train) / job.train_s, 1)
+            if job.train_s
+            else 0.0,
         },
         "environment": {
             "vae_lab": vae_lab.__version__,
             "python": platform.python_version(),
             "torch": str(torch.__version__),
-            "device": device.type if device.type == "cpu" else f"{device.type} ({torch.cuda.get_device_name()})" if device.type == "cuda" else device.type,
+            "device": f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type,
             "threads": torch.get_num_threads(),
             "platform": platform.platform(),
         },
     }
-
-
-def headline(results: dict[str, Any], splits: Splits) -> str:
-    """One line before training: what, on what, with which KL weight."""
-    beta = "" if results["beta"] is None else f", beta {results['beta']:g} (beta_eff {results['beta_eff']:g})"
-    val = 0 if splits.val is None else len(splits.val)
-    return (
-        f"{results['name']}: {results['model']}, {results['objective']}, {results['loss']}{beta}, {results['parameters']:,} parameters, "
-        f"on {results['data']} ({len(splits.train):,} train, {val:,} val, {len(splits.test):,} test), {results['environment']['device']}"
-    )

@@ -62,7 +62,7 @@ class Splits:
         return replace(self, train=self.train.to(device), val=val, test=self.test.to(device))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Keys that every data set has."""
 
@@ -100,22 +100,20 @@ class Dataset(ABC):
         if config.val_size:
             order = torch.randperm(len(train), generator=rng.generator(config.split_seed, "split"))
             val, train = train.select(order[: config.val_size]), train.select(order[config.val_size :].sort().values)
-        parts = [None if part is None else part.select(slice(config.limit)) for part in (train, val, test)]
-        parts = [self._binarize(part, index) for index, part in enumerate(parts)]
+        parts: list[Any] = [None if part is None else part.select(slice(config.limit)) for part in (train, val, test)]
+        parts = [None if part is None else self._binarize(part, index) for index, part in enumerate(parts)]
         digest = hashlib.sha256()
         for part in parts:
             for tensor in (part.x, part.y) if part else ():
                 if tensor is not None:
                     digest.update(str(tuple(tensor.shape)).encode())
                     digest.update(tensor.contiguous().numpy().data)
-        train, val, test = parts
-        assert train is not None and test is not None
-        return Splits(train, val, test, digest.hexdigest()[:16], config.binarize is Binarize.dynamic)
+        return Splits(parts[0], parts[1], parts[2], digest.hexdigest()[:16], config.binarize is Binarize.dynamic)
 
-    def _binarize(self, images: Images | None, part: int) -> Images | None:
+    def _binarize(self, images: Images, part: int) -> Images:
         """Black and white images; the dynamic kind keeps training images grey and fixes validation and test once."""
         kind = self.config.binarize
-        if images is None or kind is Binarize.none or (kind is Binarize.dynamic and part == 0):
+        if kind is Binarize.none or (kind is Binarize.dynamic and part == 0):
             return images
         if kind is Binarize.threshold:
             return replace(images, x=(images.x >= 128).to(torch.uint8) * 255)

@@ -79,7 +79,7 @@ class TorchvisionDataset(Dataset):
         return (
             f"data={self.config.name}: {problem}. Looked in {folder.resolve()} for {', '.join(self.files)}. Remove what is "
             f"damaged there and rerun with a network, or say where a copy lies: export VAE_LAB_DATA=DIR (the folder that holds "
-            f"{self.folder}) or data.root=DIR. To download by hand: python -c \"import torchvision; "
+            f'{self.folder}) or data.root=DIR. To download by hand: python -c "import torchvision; '
             f"torchvision.datasets.{self.source}('{self.config.root}', download=True)\""
         )
 

@@ -23,7 +23,7 @@ class Gaussian(Likelihood):
         Rybkin, Daniilidis & Levine 2021, sigma-VAE. https://arxiv.org/abs/2006.13202
     """
 
-    @dataclass(frozen=True)
+    @dataclass(frozen=True, kw_only=True)
     class Config:
         name: str
         sigma: float = bounded(gt=0)

@@ -24,7 +24,7 @@ class PlainAutoencoder(Autoencoder):
 
     deterministic = True
 
-    @dataclass(frozen=True)
+    @dataclass(frozen=True, kw_only=True)
     class Config:
         name: str
         variant: str

@@ -28,7 +28,7 @@ class VAE(LatentVariableModel):
     prior_mu: Tensor
     prior_logvar: Tensor
 
-    @dataclass(frozen=True)
+    @dataclass(frozen=True, kw_only=True)
     class Config:
         name: str
         variant: str

@@ -9,6 +9,8 @@ ImageShape = tuple[int, int, int]
 
 
 class Activation(Enum):
+    """What stands between two layers."""
+
     relu = "relu"
     elu = "elu"
     gelu = "gelu"

@@ -20,7 +20,7 @@ class Conv(Network):
     `hidden_dims` are dense layers between the last stage and the latent, mirrored in the decoder; `[]` is legal.
     """
 
-    @dataclass(frozen=True)
+    @dataclass(frozen=True, kw_only=True)
     class Config:
         name: str
         channels: list[int] = bounded(ge=1)

@@ -23,7 +23,7 @@ def dense_stack(sizes: list[int], activation: type[nn.Module], layer_norm: bool)
 class MLP(Network):
     """Dense layers of sizes `hidden_dims`, mirrored in the decoder. `hidden_dims=[]` is a linear network."""
 
-    @dataclass(frozen=True)
+    @dataclass(frozen=True, kw_only=True)
     class Config:
         name: str
         hidden_dims: list[int] = bounded(ge=1)

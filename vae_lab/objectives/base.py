@@ -1,13 +1,14 @@
 """What an objective provides."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Generic, NamedTuple, TypeVar
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vae_lab.models import Autoencoder
 
+M = TypeVar("M", bound=Autoencoder)
 Noise = dict[str, Tensor]
 Terms = dict[str, Tensor]
 
@@ -19,17 +20,17 @@ class Batch(NamedTuple):
     y: Int[Tensor, " B"] | None = None
 
 
-class Objective(nn.Module, ABC):
+class Objective(nn.Module, ABC, Generic[M]):
     """A function of a model and a batch. Numbers that may be swept are buffers, so that stacked runs keep their own."""
 
     requires: ClassVar[type[Autoencoder]]
 
-    def noise_shapes(self, model: Autoencoder) -> dict[str, tuple[int, ...]]:
+    def noise_shapes(self, model: M) -> dict[str, tuple[int, ...]]:
         """Standard normal noise wanted per image, by name and shape; the engine draws it from the run's own stream."""
         return {} if model.deterministic else {"eps": (model.latent_dim,)}
 
     @abstractmethod
-    def forward(self, model: Autoencoder, batch: Batch, noise: Noise, step: Int[Tensor, ""]) -> Terms:
+    def forward(self, model: M, batch: Batch, noise: Noise, step: Int[Tensor, ""]) -> Terms:
         """Terms [B] in nats per image: 'loss' is what is minimised, weights included; 'nll' and 'kl' are without weights."""
 
     @abstractmethod

@@ -14,7 +14,7 @@ from vae_lab.registry import register
 
 
 @register("objective", "elbo")
-class ELBO(Objective):
+class ELBO(Objective[LatentVariableModel]):
     """nll + beta * KL(q(z given x), p(z)), one posterior sample per image.
 
     References:
@@ -25,7 +25,7 @@ class ELBO(Objective):
     requires = LatentVariableModel
     beta: Tensor
 
-    @dataclass(frozen=True)
+    @dataclass(frozen=True, kw_only=True)
     class Config:
         name: str
         beta: float = bounded(ge=0)

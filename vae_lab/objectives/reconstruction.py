@@ -12,7 +12,7 @@ from vae_lab.registry import register
 
 
 @register("objective", "reconstruction")
-class Reconstruction(Objective):
+class Reconstruction(Objective[Autoencoder]):
     """-log p(x given z) with z drawn from the posterior: the autoencoder's objective."""
 
     requires = Autoencoder
