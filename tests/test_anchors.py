@@ -15,7 +15,15 @@ def flat(images) -> np.ndarray:
 
 def test_linear_autoencoder_reaches_pca(train_quiet, compose) -> None:
     """Baldi & Hornik 1989: the minimum of a linear autoencoder under squared error is PCA."""
-    overrides = ("model=autoencoder", "loss=mse", "hidden_dims=[]", "latent_dim=5", "trainer.epochs=400", "data.val_size=0", "trainer.batch_size=500")
+    overrides = (
+        "model=autoencoder",
+        "loss=mse",
+        "hidden_dims=[]",
+        "latent_dim=5",
+        "trainer.epochs=400",
+        "data.val_size=0",
+        "trainer.batch_size=500",
+    )
     results = train_quiet(*overrides, "optimizer.lr=3e-2", "scheduler=cosine")
     splits = load(compose(*overrides)["data"])
     pca = PCA(5, svd_solver="full").fit(flat(splits.train))
@@ -29,9 +37,7 @@ def test_linear_autoencoder_reaches_pca(train_quiet, compose) -> None:
 def test_linear_vae_reaches_probabilistic_pca(train_quiet, compose) -> None:
     """Lucas et al. 2019: the ELBO of a linear VAE with learned sigma is tight, so its maximum is PPCA's log-likelihood."""
     overrides = ("loss=gaussian", "hidden_dims=[]", "latent_dim=5", "data.val_size=0")
-    results = train_quiet(
-        *overrides, "trainer.epochs=500", "optimizer.lr=1e-2", "scheduler=cosine", "trainer.batch_size=250"
-    )
+    results = train_quiet(*overrides, "trainer.epochs=500", "optimizer.lr=1e-2", "scheduler=cosine", "trainer.batch_size=250")
     x = flat(load(compose(*overrides)["data"]).train)
     eigenvalues = np.linalg.eigvalsh(np.cov(x.T, bias=True))[::-1]
     noise = eigenvalues[5:].mean()  # Tipping & Bishop 1999, equation 8

@@ -37,7 +37,7 @@ def test_limit_and_no_validation(compose) -> None:
 
 
 def test_validation_larger_than_the_data_is_refused(compose) -> None:
-    with pytest.raises(ConfigError, match="data.val_size=5000: digits has only 1500"):
+    with pytest.raises(ConfigError, match=r"data\.val_size=5000: digits has only 1500"):
         load(compose("data.val_size=5000")["data"])
 
 
@@ -143,7 +143,7 @@ def test_damaged_files_are_found(compose, mnist_root: Path, tmp_path: Path, dama
     if damage == "flipped":
         content[1000] ^= 1
     path.write_bytes({"truncated": content[:5000], "flipped": content, "empty": b""}[damage])
-    with pytest.raises(DataError, match=r"t10k-images-idx3-ubyte is damaged: md5 \w+, expected 2646ac647ad5339dbf082846283269ea"):
+    with pytest.raises(DataError, match=r"t10k-images-idx3-ubyte is damaged: md5 \w+, expected 2646ac647"):
         load(compose("data=mnist", f"data.root={tmp_path}")["data"])
 
 

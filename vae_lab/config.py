@@ -12,7 +12,7 @@ from enum import Enum
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from vae_lab.errors import ConfigError, did_you_mean
 
@@ -94,7 +94,8 @@ class RunConfig:
 
 
 REGISTERED_GROUPS = ("data", "network", "loss", "objective", "model", "optimizer", "scheduler", "tracking")
-FREE_KEYS = ("name", "device", "resume", "tracking", "evaluation.figures")  # change nothing in a run's numbers
+# Keys that change nothing in a run's numbers
+FREE_KEYS = ("name", "device", "resume", "tracking", "evaluation.figures", "data.root", "data.download")
 
 
 def typed(schema: type[T], node: Any, path: str) -> T:
@@ -108,12 +109,13 @@ def typed(schema: type[T], node: Any, path: str) -> T:
         raise ConfigError(f"{path}={values!r}: expected the keys {', '.join(_fields(schema))}.")
     for key in values:
         if key not in _fields(schema):
-            raise ConfigError(f"Unknown key '{path}.{key}'.{did_you_mean(str(key), _fields(schema))}")
+            full_key = f"{path}.{key!s}".lstrip(".")
+            raise ConfigError(f"Unknown key '{full_key}'.{did_you_mean(str(key), _fields(schema))}")
     try:
         merged = OmegaConf.merge(OmegaConf.structured(schema), values)
         instance = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        reason = str(error).splitlines()[0]
+        reason = "is missing" if isinstance(error, MissingMandatoryValue) else str(error).splitlines()[0]
         key = ".".join(filter(None, (path, str(error.full_key or ""))))
         raise ConfigError(f"{key}: {reason}") from error
     check_ranges(instance, path)
@@ -170,7 +172,7 @@ def flatten(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def identity(plain: dict[str, Any]) -> dict[str, Any]:
-    """The flat part of a config that decides a run's numbers: all but name, device, resume, tracking and figures."""
+    """The flat part of a config that decides a run's numbers: all but `FREE_KEYS`."""
     free = tuple(f"{key}." for key in FREE_KEYS)
     return {key: value for key, value in flatten(plain).items() if key not in FREE_KEYS and not key.startswith(free)}
 

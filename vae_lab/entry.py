@@ -76,7 +76,13 @@ def check(plain: dict[str, Any]) -> None:
     from vae_lab.data import load
     from vae_lab.train import choose_device, make_run
 
+    for group in REGISTERED_GROUPS:
+        if not isinstance(plain.get(group), dict):
+            raise ConfigError(f"{group} is missing. Choose {group}=NAME from: {', '.join(registry.names(group))}.")
     typed(RunConfig, plain, "")
+    for group, key in (("model", "latent_dim"), ("network", "hidden_dims")):
+        if plain[group].get(key, plain[key]) != plain[key]:
+            raise ConfigError(f"{group}.{key}={plain[group][key]} differs from {key}={plain[key]}. Set {key} alone.")
     typed(TrainerConfig, plain["trainer"], "trainer")
     typed(EvaluationConfig, plain["evaluation"], "evaluation")
     for group in REGISTERED_GROUPS:

@@ -61,6 +61,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ' Did you mean ...?' for the closest known words, or an empty string."""
     known = list(dict.fromkeys(known))
     close = difflib.get_close_matches(word, known, n=2, cutoff=0.6)
+    if close and difflib.SequenceMatcher(None, word, close[0]).ratio() > 0.9:
+        close = close[:1]
     if not close:
         last_part = word.rpartition(".")[2]
         close = [name for name in known if name.rpartition(".")[2] == last_part][:2]

@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Circle
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
@@ -88,7 +87,7 @@ def samples(subject: Subject) -> Figure:
             torch.cov(mu.T).view(model.latent_dim, -1) + 1e-6 * torch.eye(model.latent_dim, device=device)
         )
         z, source = mu.mean(0) + eps @ cholesky.T, "a Gaussian fitted to the codes"
-    return _picture(_grid(model.likelihood(z).mean, side), f"Samples from {source}: {subject.title}", width=6)
+    return _picture(_grid(model.likelihood(z).mean, side), f"Samples from {source}: {subject.title}", width=6.0)
 
 
 def manifold(subject: Subject) -> Figure:
@@ -110,7 +109,7 @@ def manifold(subject: Subject) -> Figure:
     plane = torch.stack(torch.meshgrid(vertical.flip(0), horizontal, indexing="ij")[::-1], -1).view(-1, 2)
     decoded = model.likelihood(plane.to(subject.images.x.device)).mean
     gap = 0 if decoded.shape[-1] >= 16 else 1  # small images need a line between them
-    figure = _picture(_grid(decoded, steps, gap), f"Latent plane ({source}): {subject.title}", width=7, margin=0.55)
+    figure = _picture(_grid(decoded, steps, gap), f"Latent plane ({source}): {subject.title}", width=7.0, margin=0.55)
     axes = figure.axes[0]
     size = axes.get_images()[0].get_array().shape[0]  # type: ignore[union-attr]
     ticks = np.linspace(0, steps - 1, 5).round().astype(int)
@@ -146,9 +145,8 @@ def latent(subject: Subject) -> Figure:
             points[mask, 0], points[mask, 1], s=size, alpha=0.75, linewidths=0, color=COLOURS[index % 10], label=str(label)
         )
     if dim == 2 and isinstance(subject.system.model, LatentVariableModel):
-        axes.add_patch(
-            Circle((0, 0), math.sqrt(-2 * math.log(0.05)), fill=False, ls="--", lw=1, ec=MUTED, label="95 % of prior")
-        )
+        angle, radius = np.linspace(0, 2 * np.pi, 200), math.sqrt(-2 * math.log(0.05))
+        axes.plot(radius * np.cos(angle), radius * np.sin(angle), ls="--", lw=1, color=MUTED, label="95 % of prior")
     if subject.images.y is not None:
         axes.legend(
             frameon=False, fontsize=8, markerscale=max(1.0, 5 / math.sqrt(size)), loc="center left", bbox_to_anchor=(1, 0.5)

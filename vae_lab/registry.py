@@ -64,9 +64,7 @@ def names(group: str) -> list[str]:
 def get(group: str, name: str) -> type:
     """The class registered under a name; `ConfigError` lists the choices if there is none."""
     if name not in names(group):
-        raise ConfigError(
-            f"Unknown {group} '{name}'. Choose from: {', '.join(names(group))}.{did_you_mean(name, names(group))}"
-        )
+        raise ConfigError(f"Unknown {group} '{name}'. Choose from: {', '.join(names(group))}.{did_you_mean(name, names(group))}")
     return _entries[group][name]
 
 

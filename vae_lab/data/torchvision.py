@@ -1,8 +1,10 @@
 """Data sets that torchvision reads and downloads."""
 
 import hashlib
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import numpy as np
@@ -59,12 +61,25 @@ class TorchvisionDataset(Dataset):
             raise DataError(self._message(folder, f"damaged files ({type(error).__name__}: {error})")) from error
 
     def _download(self, cls: Any, root: Path, folder: Path, missing: list[str]) -> None:
+        """Into a folder beside the final one, then renamed: whoever looks sees all files or none."""
+        existing = next(parent for parent in (root, *root.absolute().parents) if parent.exists())
         try:
             root.mkdir(parents=True, exist_ok=True)
-            with FileLock(root / f".{self.config.name}.lock"):
+            with FileLock(root / f".{self.config.name}.lock"), TemporaryDirectory(dir=root, prefix=".download-") as temporary:
+                if all((folder / name).is_file() for name in self.files):
+                    return  # another process was faster
                 for train in (True, False):
-                    cls(str(root), train=train, download=True)
+                    cls(temporary, train=train, download=True)
+                if folder.exists():
+                    shutil.rmtree(folder)
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                (Path(temporary) / self.folder).rename(folder)
         except Exception as error:
+            (root / f".{self.config.name}.lock").unlink(missing_ok=True)
+            for created in (root, *root.absolute().parents):
+                if created.absolute() == existing.absolute() or not created.exists() or any(created.iterdir()):
+                    break
+                created.rmdir()
             reason = str(error).strip().splitlines()[-1:] or [""]
             text = f"missing {', '.join(missing)}, and the download failed ({type(error).__name__}: {reason[0]})"
             raise DataError(self._message(folder, text)) from error

@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,15 @@ from vae_lab.registry import register
 from vae_lab.tracking.base import RunFacts, Tracker
 
 log = logging.getLogger(__name__)
-MODES = ("online", "offline", "disabled", "shared")
 TIMEOUT_S = 20
+
+
+class Mode(Enum):
+    """Send to a server, keep for `wandb sync`, or do nothing."""
+
+    online = "online"
+    offline = "offline"
+    disabled = "disabled"
 
 
 @register("tracking", "wandb")
@@ -23,7 +31,7 @@ class WandbTracker(Tracker):
     @dataclass(frozen=True)
     class Config:
         name: str
-        mode: str | None
+        mode: Mode | None
         project: str
         entity: str | None
         group: str | None
@@ -32,7 +40,7 @@ class WandbTracker(Tracker):
     def __init__(self, config: Config, facts: RunFacts):
         self.facts, self.config = facts, config
         self.run: Any = None
-        mode = config.mode or os.environ.get("WANDB_MODE") or "offline"
+        mode = config.mode.value if config.mode else os.environ.get("WANDB_MODE", "offline")
         self._try("start", lambda: self._start(mode))
         if self.run is None and mode == "online":
             self._try("start offline", lambda: self._start("offline"))
@@ -40,9 +48,7 @@ class WandbTracker(Tracker):
     def _start(self, mode: str) -> None:
         import wandb
 
-        settings = wandb.Settings(
-            console="off", silent=True, init_timeout=TIMEOUT_S, finish_timeout=TIMEOUT_S, x_disable_meta=True
-        )
+        settings = wandb.Settings(console="off", silent=True, init_timeout=TIMEOUT_S, finish_timeout=TIMEOUT_S, x_disable_meta=True)
         self.run = wandb.init(
             project=self.config.project,
             entity=self.config.entity,
