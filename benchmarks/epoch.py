@@ -81,7 +81,7 @@ def main() -> None:
     turns = parser.parse_args().turns
     print("| setting | engine, s an epoch | plain loop | ratio | loss, engine | loss, plain |\n|---|---|---|---|---|---|")
     for name, overrides in SETTINGS.items():
-        cfg = to_plain(compose_checked([*overrides, f"trainer.epochs={2 if 'MNIST' in name else 100}", "device=cpu"]))
+        cfg = to_plain(compose_checked([*overrides, f"trainer.epochs={2 if 'MNIST' in name else 100}", "device=cpu"])[0])
         rows: dict[Callable, list[tuple[float, float]]] = {engine: [], plain: []}
         engine(cfg | {"trainer": cfg["trainer"] | {"epochs": 1}})  # warm up
         for _ in range(turns):

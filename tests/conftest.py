@@ -46,7 +46,7 @@ def compose() -> Callable[..., dict]:
     from vae_lab.config import to_plain
     from vae_lab.entry import compose_checked
 
-    return lambda *overrides: to_plain(compose_checked(overrides))
+    return lambda *overrides: to_plain(compose_checked(overrides)[0])
 
 
 @pytest.fixture

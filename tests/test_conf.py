@@ -31,7 +31,7 @@ def one_step(cfg: dict) -> tuple[dict, torch.nn.Module]:
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes_builds_and_has_gradients(group: str, option: str) -> None:
-    cfg = to_plain(compose_checked([f"{group}={option}", *(["model=autoencoder"] if option == "reconstruction" else [])]))
+    cfg = to_plain(compose_checked([f"{group}={option}", *(["model=autoencoder"] if option == "reconstruction" else [])])[0])
     terms, system = one_step(cfg)
     assert all(term.shape == (4,) and torch.isfinite(term).all() for term in terms.values())
     missing = [name for name, parameter in system.named_parameters() if parameter.grad is None or not parameter.grad.any()]
@@ -43,7 +43,7 @@ def test_every_option_composes_builds_and_has_gradients(group: str, option: str)
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_composes_and_builds(experiment: str) -> None:
-    cfg = to_plain(compose_checked([f"experiment={experiment}"]))
+    cfg = to_plain(compose_checked([f"experiment={experiment}"])[0])
     assert cfg["name"] == experiment
     one_step(cfg)
 
@@ -52,7 +52,7 @@ def test_every_experiment_composes_and_builds(experiment: str) -> None:
 @pytest.mark.parametrize("loss", ["bce", "mse", "gaussian"])
 @pytest.mark.parametrize("network", ["mlp", "conv"])
 def test_every_combination_has_gradients(model: str, loss: str, network: str) -> None:
-    terms, system = one_step(to_plain(compose_checked([f"model={model}", f"loss={loss}", f"network={network}"])))
+    terms, system = one_step(to_plain(compose_checked([f"model={model}", f"loss={loss}", f"network={network}"]))[0])
     assert set(terms) == {"loss", "nll"} | ({"kl"} if model != "autoencoder" else set()) | ({"sse"} if loss != "bce" else set())
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in system.parameters())
 
@@ -69,14 +69,14 @@ def test_registry_and_yaml_match_both_ways(group: str) -> None:
 
 
 def test_objective_on_the_command_line_wins_over_the_models() -> None:
-    cfg = to_plain(compose_checked(["model=vae", "objective=reconstruction"]))
+    cfg = to_plain(compose_checked(["model=vae", "objective=reconstruction"])[0])
     assert cfg["objective"] == {"name": "reconstruction"}
     terms, _ = one_step(cfg)
     assert "kl" not in terms
 
 
 def test_beta_vae_is_the_vae_with_another_beta() -> None:
-    plain, beta = (to_plain(compose_checked([f"model={model}"])) for model in ("vae", "beta_vae"))
+    plain, beta = (to_plain(compose_checked([f"model={model}"])[0]) for model in ("vae", "beta_vae"))
     assert beta["objective"] == {"name": "elbo", "beta": 4.0}
     beta["objective"]["beta"], beta["model"]["variant"], beta["name"] = 1.0, "vae", plain["name"]
     assert plain == beta

@@ -11,12 +11,14 @@ import io
 import json
 import os
 import shutil
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
+from torch.utils._pytree import tree_leaves
 
 from vae_lab.cohort import State
 from vae_lab.errors import CheckpointError, StorageError
@@ -79,6 +81,9 @@ def load(path: Path) -> Checkpoint:
         CheckpointError: names the file and what is wrong with it.
     """
     try:
+        for part in (path, path / MANIFEST, path / MODEL, path / TRAINING):
+            if part.is_symlink():
+                raise CheckpointError(f"{part}: a symbolic link is not followed.")
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         files = manifest["files"]
         if manifest["format"] != FORMAT:
@@ -91,7 +96,7 @@ def load(path: Path) -> Checkpoint:
             if hashlib.sha256(data).hexdigest() != files[file]["sha256"]:
                 raise CheckpointError(f"{path / file}: checksum differs from {MANIFEST}: damaged.")
         model = safetensors.torch.load(contents[MODEL])
-        training = torch.load(io.BytesIO(contents[TRAINING]), weights_only=True, map_location="cpu")
+        training = _load_training(contents[TRAINING])
     except CheckpointError:
         raise
     except OSError as error:
@@ -102,22 +107,45 @@ def load(path: Path) -> Checkpoint:
     return Checkpoint(model, training, manifest)
 
 
+def present(folder: Path) -> bool:
+    """Whether a checkpoint to go on from was ever written, sound or not."""
+    return any((folder / name).exists() or (folder / name).is_symlink() for name in ("last", "previous"))
+
+
 def load_newest(folder: Path) -> tuple[Checkpoint, list[str]]:
     """The newest sound one of `last` and `previous`, by step, and a message for each that is damaged.
 
     Raises:
         CheckpointError: there is none; lists each and what is wrong with it.
     """
-    sound, problems = [], []
+    sound, problems, damaged = [], [], []
     for name in ("last", "previous"):
-        if (folder / name).exists():
+        path = folder / name
+        if path.exists() or path.is_symlink():
             try:
-                sound.append(load(folder / name))
+                sound.append(load(path))
             except CheckpointError as error:
                 problems.append(str(error))
+                damaged.append(path)
     if not sound:
         raise CheckpointError(f"No usable checkpoint in {folder}: {' '.join(problems) or 'there is none.'}")
+    for path in damaged:  # aside, so that the next save does not prune the sound one in its favour
+        with contextlib.suppress(OSError):
+            path.rename(path.with_name(f".damaged-{path.name}-{os.getpid()}"))
     return max(sound, key=lambda checkpoint: checkpoint.manifest["step"]), problems
+
+
+def _load_training(data: bytes) -> dict[str, Any]:
+    """Plain values and dense tensors only: no pickled code, no other archive than torch.save's, nothing that inflates."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        if sum(entry.file_size for entry in archive.infolist()) > len(data):
+            raise ValueError("the archive is compressed, which torch.save never does")
+    training = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+    if not isinstance(training, dict):
+        raise TypeError("not a dict")
+    if any(isinstance(leaf, torch.Tensor) and leaf.layout is not torch.strided for leaf in tree_leaves(training)):
+        raise TypeError("sparse tensors are not read")
+    return training
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -81,6 +81,7 @@ class RunConfig:
     hidden_dims: list[int] = bounded(ge=1, le=1_000_000)
     device: Device
     resume: str | None
+    resume_allow: list[str]
     data: Any
     network: Any
     loss: Any
@@ -95,7 +96,7 @@ class RunConfig:
 
 REGISTERED_GROUPS = ("data", "network", "loss", "objective", "model", "optimizer", "scheduler", "tracking")
 # Keys that change nothing in a run's numbers
-FREE_KEYS = ("name", "device", "resume", "tracking", "evaluation.figures", "data.root", "data.download")
+FREE_KEYS = ("name", "device", "resume", "resume_allow", "tracking", "evaluation.figures", "data.root", "data.download")
 
 
 def typed(schema: type[T], node: Any, path: str) -> T:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, UInt8
@@ -52,6 +52,7 @@ class Run:
     best_state: State = field(default_factory=dict)
     status: str = "running"  # then completed, stopped_early or failed
     error: str | None = None
+    failure: dict[str, Any] | None = None  # of a non-finite run: step, epoch, terms, lr, beta and the batch's image indices
 
 
 @runtime_checkable
@@ -165,6 +166,8 @@ class _Stretch:
                 run.status = "completed"
             elif run.patience is not None and run.epoch - run.best_epoch >= run.patience:
                 run.status = "stopped_early"
+            if run.status != "running" and not run.best_state:
+                run.status, run.error = "failed", f"{run.name}: val/loss was never finite, so that no epoch is the best."
             self.observer.on_epoch(run, metrics)
         due = self.runs[0].epoch % self.trainer.checkpoint_every == 0 or self.observer.should_stop()
         changed = any(run.status != "running" for run in self.runs)
@@ -184,21 +187,22 @@ class _Stretch:
         for number, run in enumerate(self.runs):
             step = int(bad_step[number])
             if step >= 0 and run.status == "running":
-                run.status, run.error = "failed", self._diagnosis(run, number, step, terms, norms, index)
+                run.status, run.failure = "failed", self._failure(run, number, step, terms, norms, index)
+                run.error = _describe_failure(run.name, run.failure)
                 self.observer.on_state(run)
         return all(run.status == "failed" for run in self.runs)
 
-    def _diagnosis(self, run: Run, number: int, step: int, terms: Terms, norms: Tensor, index: Tensor) -> str:
-        values = {name: float(term[number].mean()) for name, term in terms.items()} | {"gradient norm": float(norms[number])}
-        wrong = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
+    def _failure(self, run: Run, number: int, step: int, terms: Terms, norms: Tensor, index: Tensor) -> dict[str, Any]:
         weight = run.system.objective.kl_weight()
-        lr = run.optimizer.config.lr * run.scheduler.factor(step)
-        where = f"at step {step} (epoch {run.epoch + 1}), lr {lr:g}" + ("" if weight is None else f", beta {float(weight):g}")
-        images = index[number, :8].tolist() if len(values) else []
-        return (
-            f"{run.name}: {' and '.join(wrong) or 'the loss is not finite'} {where}; training images {images}... "
-            "Try a lower optimizer.lr, trainer.clip_grad_norm=1, or scheduler.warmup_epochs=1."
-        )
+        values = {name: float(term[number].mean()) for name, term in terms.items()}
+        return {
+            "step": step,
+            "epoch": run.epoch + 1,
+            "terms": values | {"gradient norm": float(norms[number])},
+            "lr": run.optimizer.config.lr * run.scheduler.factor(step),
+            "beta": None if weight is None else float(weight),
+            "images": index[number].tolist(),
+        }
 
     def _validate(self) -> list[Metrics]:
         """Mean terms over the validation images; the same noise in every epoch."""
@@ -244,6 +248,17 @@ class _Stretch:
         if self.trainer.precision is Precision.fp32:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+
+def _describe_failure(name: str, failure: dict[str, Any]) -> str:
+    wrong = [f"{term} is {value}" for term, value in failure["terms"].items() if not math.isfinite(value)]
+    beta = "" if failure["beta"] is None else f", beta {failure['beta']:g}"
+    images = f"{failure['images'][:5]} (all {len(failure['images'])} are in results.json)"
+    return (
+        f"{name}: {', '.join(wrong) or 'the loss was not finite'} at step {failure['step']} (epoch {failure['epoch']}), "
+        f"lr {failure['lr']:g}{beta}; training images {images}. "
+        "Try a lower optimizer.lr, trainer.clip_grad_norm=1, or scheduler.warmup_epochs=1."
+    )
 
 
 def to_float(x: UInt8[Tensor, "*batch C H W"]) -> Float[Tensor, "*batch C H W"]:

@@ -1,16 +1,20 @@
 """What surrounds Hydra: everything that can be wrong with a command is found here, before a folder exists.
 
-`prepare` runs before Hydra's main, composes the same config, and checks it; `run` is the task that Hydra calls.
+`prepare` runs before Hydra's main, composes the same config, checks it, and takes hold of the run directory; `run` is the
+task that Hydra calls.
 """
 
 import contextlib
+import hashlib
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
@@ -24,25 +28,60 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from vae_lab import security
 from vae_lab.config import REGISTERED_GROUPS, RunConfig, flatten, to_plain, typed
 from vae_lab.errors import ConfigError, VaeLabError, did_you_mean
+from vae_lab.interrupt import interrupts
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
+_held: list[Any] = []  # locks of this process, released when it ends
+
+
+def slug(text: str) -> str:
+    """A file name: letters, digits and '._=,+-'; cut at 120, then told apart by eight digits of a hash."""
+    clean = re.sub(r"[^\w.=,+-]+", "-", str(text)).strip(".-") or "run"
+    if clean == text and len(clean.encode()) <= 120:
+        return clean
+    digest = hashlib.sha256(str(text).encode()).hexdigest()[:8]
+    return f"{clean.encode()[:120].decode(errors='ignore')}-{digest}"
+
 
 ConfigStore.instance().store(group="hydra/schema", name="config", node=RunConfig)
+OmegaConf.register_new_resolver("slug", slug, replace=True)
 
 
 def prepare(argv: Sequence[str]) -> list[str]:
     """Check a command line; returns it ready for Hydra. Ends the process with one message where it is wrong."""
+    from vae_lab.resume import read_resume, reserve
+
     with one_message():
+        interrupts.install()
         args = get_args_parser().parse_args(list(argv))
+        flags = [word for word in argv if word not in args.overrides]
         folders = search_path(args.config_dir)
         if args.help or args.hydra_help or args.info or args.shell_completion:
             return [*argv, *folders]
-        cfg = compose_checked([*args.overrides, *folders], sweep=args.multirun)
-        if not (args.cfg or args.multirun):
-            check(to_plain(cfg))
-    return [*argv, *folders]
+        overrides, folder = read_resume(args.overrides)
+        cfg, hydra = compose_checked([*overrides, *folders], sweep=args.multirun)
+        if args.multirun or hydra.mode == RunMode.MULTIRUN:
+            if ".." in Path(sub := str(hydra.sweep.subdir)).parts or Path(sub).is_absolute():
+                raise ConfigError(f"hydra.sweep.subdir={sub}: must stay inside the sweep's folder.")
+        elif not args.cfg:
+            plain = to_plain(cfg)
+            check(plain)
+            explicit = folder is not None or any(line.startswith("hydra.run.dir=") for line in overrides)
+            folder, lock, finished = reserve(folder or Path(hydra.run.dir), plain, explicit)
+            if finished is not None:
+                _say_finished(finished, folder)
+            _held.append(lock)
+            overrides = [line for line in overrides if not line.startswith("hydra.run.dir=")]
+            overrides.append(f"hydra.run.dir={quote(str(folder))}")
+        return [*flags, *overrides, *folders]
+
+
+def quote(text: str) -> str:
+    """A string literal of Hydra's override grammar."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'").replace("${", "\\${") + "'"
 
 
 def search_path(config_dir: str | None) -> list[str]:
@@ -51,22 +90,40 @@ def search_path(config_dir: str | None) -> list[str]:
         raise ConfigError(f"--config-dir {config_dir}: no such folder.")
     folders = [Path(folder) / "conf" for folder in os.environ.get("VAE_LAB_PLUGINS", "").split(os.pathsep) if folder]
     folders += [Path(config_dir)] if config_dir else []
+    for folder in folders:
+        security.check_yaml_folder(folder)
     quoted = ", ".join(json.dumps(f"file://{folder.absolute()}") for folder in folders)
     return [f"hydra.searchpath=[{quoted}]"] if folders else []
 
 
 def run(cfg: DictConfig) -> None:
     """The task: train one run in the folder that Hydra made."""
+    from vae_lab.resume import reserve
     from vae_lab.train import train
 
     plain = to_plain(cfg)
     hydra_cfg = HydraConfig.get()
+    folder = Path(hydra_cfg.runtime.output_dir)
     if hydra_cfg.mode == RunMode.MULTIRUN:
+        interrupts.install()
         check(plain)
-        train(plain, Path(hydra_cfg.runtime.output_dir))
+        _, lock, finished = reserve(folder, plain, explicit=True)
+        if finished is None:
+            _held.append(lock)
+            train(plain, folder)
         return
     with one_message():
-        train(plain, Path(hydra_cfg.runtime.output_dir))
+        train(plain, folder)
+
+
+def _say_finished(results: dict[str, Any], folder: Path) -> NoReturn:
+    from rich.console import Console
+
+    from vae_lab.progress import print_results
+
+    print_results(Console(), results, str(folder), [])
+    Console().print("Nothing to do: this run is finished.")
+    sys.exit(0)
 
 
 def check(plain: dict[str, Any]) -> None:
@@ -86,7 +143,7 @@ def check(plain: dict[str, Any]) -> None:
     typed(TrainerConfig, plain["trainer"], "trainer")
     typed(EvaluationConfig, plain["evaluation"], "evaluation")
     for group in REGISTERED_GROUPS:
-        cls = registry.get(group, plain[group].get("name"))
+        cls = registry.get(group, str(plain[group].get("name")))
         typed(cls.Config, plain[group], group)  # type: ignore[attr-defined]
     choose_device(Device(plain["device"]))
     make_run(plain, load(plain["data"]))
@@ -109,8 +166,8 @@ def fail(error: VaeLabError) -> NoReturn:
     sys.exit(error.exit_code)
 
 
-def compose_checked(overrides: Sequence[str], sweep: bool = False) -> DictConfig:
-    """The resolved config of a command line.
+def compose_checked(overrides: Sequence[str], sweep: bool = False) -> tuple[DictConfig, DictConfig]:
+    """The resolved config of a command line, and Hydra's own.
 
     In a sweep every swept override stands at its first value: the jobs check themselves.
 
@@ -121,6 +178,7 @@ def compose_checked(overrides: Sequence[str], sweep: bool = False) -> DictConfig
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
         raise ConfigError(f"Cannot read the command line: {_first_lines(error)}") from error
+    security.check_override_keys(override.key_or_group for override in parsed)
     if sweep:
         parsed = [_first_of_sweep(override) for override in parsed]
     elif swept := [override.input_line for override in parsed if override.is_sweep_override()]:
@@ -128,9 +186,13 @@ def compose_checked(overrides: Sequence[str], sweep: bool = False) -> DictConfig
     lines = [override.input_line or "" for override in parsed]
     with initialize_config_dir(str(CONF), version_base="1.3", job_name="run"):
         try:
-            cfg = compose("config", overrides=lines)
-            OmegaConf.resolve(cfg)
-            return cfg
+            cfg = compose("config", overrides=lines, return_hydra_config=True)
+            security.check_config(cfg)
+            app = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+            OmegaConf.resolve(app)
+            return app, cfg.hydra
+        except yaml.YAMLError as error:
+            raise ConfigError(f"A YAML file cannot be read: {str(error).splitlines()[0]}") from error
         except (HydraException, OmegaConfBaseException) as error:
             with contextlib.suppress(HydraException, OmegaConfBaseException):
                 _explain(parsed)
@@ -166,7 +228,7 @@ def _explain(overrides: Sequence[Override]) -> None:
 
 def _first_lines(error: Exception) -> str:
     """The one or two lines that matter of Hydra's and OmegaConf's messages."""
-    texts = [str(error).strip().splitlines()[0]]
+    texts = [(str(error).strip().splitlines() or [type(error).__name__])[0]]
     if error.__cause__ is not None and str(error.__cause__):
         texts.append(str(error.__cause__).strip().splitlines()[0])
     return ": ".join(dict.fromkeys(texts))

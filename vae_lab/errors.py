@@ -54,6 +54,7 @@ class Interrupted(VaeLabError):
 
     def __init__(self, message: str, signal_number: int):
         super().__init__(message)
+        self.signal = signal_number
         self.exit_code = 128 + signal_number
 
 

@@ -35,23 +35,31 @@ class RunDir:
     def read_config(self) -> dict[str, Any]:
         return yaml.safe_load(self.config.read_text(encoding="utf-8"))
 
+    def begin(self, plain: dict[str, Any], epochs: int) -> None:
+        """Make the folder ready for training that goes on after `epochs`: config written, later rows and results gone."""
+        self.write_config(plain)
+        with storage_errors(self.results):
+            self.results.unlink(missing_ok=True)
+        rows = [row for row in self.read_metrics() if row["epoch"] <= epochs]
+        if self.metrics.exists():
+            write_atomic(self.metrics, "".join(strict_json(row) + "\n" for row in rows))
+
     def append_metrics(self, row: dict[str, Any]) -> None:
         """One strict-JSON line."""
         with storage_errors(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
             file.write(strict_json(row) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All whole lines, in order; a torn last line is left out."""
+        """All whole lines, in order, up to a torn or damaged one."""
         if not self.metrics.exists():
             return []
-        lines = self.metrics.read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in lines[:-1]]
-
-    def keep_metrics(self, epochs: int) -> None:
-        """Drop rows beyond an epoch, and a torn last line, before training goes on from there."""
-        rows = [row for row in self.read_metrics() if row["epoch"] <= epochs]
-        if self.metrics.exists():
-            write_atomic(self.metrics, "".join(strict_json(row) + "\n" for row in rows))
+        rows = []
+        for line in self.metrics.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break  # what follows damage is trained again
+        return rows
 
     def write_results(self, results: dict[str, Any]) -> None:
         """The summary. Its presence means that the run ended."""

@@ -1,10 +1,9 @@
 """From configs to finished run directories: build, train, evaluate, draw, report."""
 
-import json
+import contextlib
 import logging
-import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,15 @@ from typing import Any
 import torch
 from rich.console import Console
 
-import vae_lab
-from vae_lab import checkpoint, registry
+from vae_lab import checkpoint, registry, resume
 from vae_lab.config import Device, EvaluationConfig, TrainerConfig, fingerprint, typed
 from vae_lab.data import Splits, load
 from vae_lab.data.base import dataset
 from vae_lab.engine import Metrics, Run, fit, steps_per_epoch
-from vae_lab.errors import ConfigError, NonFiniteError
+from vae_lab.errors import CheckpointError, ConfigError, DataError, Interrupted, NonFiniteError, StorageError, VaeLabError
+from vae_lab.interrupt import interrupts
 from vae_lab.progress import ProgressBar, epoch_line, print_results, title
+from vae_lab.results import environment, summary
 from vae_lab.run_dir import RunDir
 from vae_lab.system import build_system
 from vae_lab.tracking import Tracker
@@ -27,10 +27,6 @@ from vae_lab.tracking.base import RunFacts
 
 log = logging.getLogger(__name__)
 Config = dict[str, Any]
-
-GREY_BERNOULLI = (
-    "Bernoulli on grey pixels is not a normalised likelihood: compare these numbers only with runs of the same loss and data."
-)
 
 
 def choose_device(device: Device) -> torch.device:
@@ -41,19 +37,6 @@ def choose_device(device: Device) -> torch.device:
     if not available[device]:
         raise ConfigError(f"device={device.value}: this torch sees no such device here. Use device=auto.")
     return torch.device(device.value)
-
-
-@dataclass
-class Job:
-    """One run: its config, its folder, and what is known of it while it trains."""
-
-    cfg: Config
-    run_dir: RunDir
-    run: Run
-    tracker: Tracker
-    started: float = field(default_factory=time.perf_counter)
-    last_metrics: Metrics = field(default_factory=dict)
-    train_s: float = 0.0
 
 
 def make_run(cfg: Config, splits: Splits) -> Run:
@@ -75,12 +58,41 @@ def make_run(cfg: Config, splits: Splits) -> Run:
     )
 
 
+@dataclass
+class Job:
+    """One run on its way to a finished directory."""
+
+    cfg: Config
+    run_dir: RunDir
+    run: Run
+    splits: Splits
+    device: torch.device
+    tracker: Tracker | None = None
+    resumed: list[dict[str, Any]] = field(default_factory=list)  # each time it went on: the step, and what had changed
+    started: float = field(default_factory=time.perf_counter)
+    seconds_before: float = 0.0  # spent in earlier processes
+
+    def seconds(self) -> float:
+        """Wall-clock time of the run, over all processes that worked on it."""
+        return self.seconds_before + time.perf_counter() - self.started
+
+    def results(self, test: dict[str, Any] | None = None) -> dict[str, Any]:
+        """results.json as it stands now."""
+        rows = self.run_dir.read_metrics()
+        train_s = sum(row["seconds"] for row in rows)
+        images_per_s = len(self.splits.train) * len(rows) / train_s if train_s else 0.0
+        times = {"train_s": round(train_s, 3), "total_s": round(self.seconds(), 3), "images_per_s": round(images_per_s, 1)}
+        parts = summary(self.cfg, self.run, self.run_dir, self.splits, self.device, test)
+        return parts | {"resumed": self.resumed, "time": times}
+
+
 class Recorder:
     """Writes what the engine tells into each run's folder and tracker."""
 
-    def __init__(self, jobs: Sequence[Job], trainer: TrainerConfig, progress: ProgressBar, digest: str):
+    def __init__(self, jobs: Sequence[Job], trainer: TrainerConfig, progress: ProgressBar):
         self.jobs = {id(job.run): job for job in jobs}
-        self.trainer, self.progress, self.digest = trainer, progress, digest
+        self.trainer, self.progress = trainer, progress
+        self.epoch_started = {id(job.run): time.perf_counter() for job in jobs}
 
     def on_step(self, runs: Sequence[Run], means: Callable[[], list[Metrics]]) -> None:
         step = runs[0].step
@@ -98,49 +110,129 @@ class Recorder:
                 log.info(text)
 
     def on_epoch(self, run: Run, metrics: Metrics) -> None:
-        job = self.jobs[id(run)]
-        row = {"epoch": run.epoch, "step": run.step, **metrics, "seconds": round(time.perf_counter() - job.started, 3)}
-        job.last_metrics = row
+        job, now = self.jobs[id(run)], time.perf_counter()
+        seconds = round(now - self.epoch_started[id(run)], 4)
+        self.epoch_started[id(run)] = now
+        row = {"epoch": run.epoch, "step": run.step, **metrics, "seconds": seconds}
         job.run_dir.append_metrics(row)
-        job.tracker.log(row)
+        if job.tracker is not None:
+            job.tracker.log(row)
         self.progress.on_epoch(run.epoch, run.step, metrics)
         log.info(epoch_line(run.epoch, self.trainer.epochs, metrics, self.progress.images_per_s(run.step)))
 
     def on_state(self, run: Run) -> None:
-        job = self.jobs[id(run)]
-        facts = {"step": run.step, "epoch": run.epoch, "fingerprint": fingerprint(job.cfg), "data": self.digest}
-        if run.best_state:
-            best = {"epoch": run.best_epoch, "val_loss": run.best_loss}
-            checkpoint.save(job.run_dir.checkpoints, "best", run.best_state, best, facts | {"epoch": run.best_epoch})
-        if run.status != "failed":
-            training = {
-                "epoch": run.epoch,
-                "step": run.step,
-                "sums": run.sums,
-                "status": run.status,
-                "optimizer": run.optimizer_state,
-                "best": {"epoch": run.best_epoch, "loss": run.best_loss, "state": run.best_state},
-            }
-            checkpoint.save(job.run_dir.checkpoints, "last", run.state, training, facts)
+        save(self.jobs[id(run)])
 
     def should_stop(self) -> bool:
-        return False
+        return interrupts.requested is not None
+
+
+def save(job: Job) -> None:
+    """Write `best`, if there is one yet, and `last`, unless the run turned non-finite."""
+    run, folder = job.run, job.run_dir.checkpoints
+    facts = {
+        "step": run.step,
+        "epoch": run.epoch,
+        "fingerprint": fingerprint(job.cfg),
+        "data": job.splits.digest,
+        "environment": environment(job.device),
+    }
+    best = {"epoch": run.best_epoch, "loss": run.best_loss}
+    if run.best_state:
+        checkpoint.save(folder, "best", run.best_state, best, facts | {"epoch": run.best_epoch})
+    if run.status != "failed":
+        training = {
+            "epoch": run.epoch,
+            "step": run.step,
+            "sums": run.sums,
+            "status": run.status,
+            "optimizer": run.optimizer_state,
+            "best": best | {"state": run.best_state},
+            "resumed": job.resumed,
+            "seconds": job.seconds(),
+        }
+        checkpoint.save(folder, "last", run.state, training, facts)
+
+
+def restore(job: Job) -> None:
+    """Go on from the newest sound checkpoint of the run directory, if it has any.
+
+    Raises:
+        CheckpointError: there are checkpoints, but all are damaged or belong to another run.
+        DataError: the data set is not the one that the run began with.
+    """
+    folder, run = job.run_dir.checkpoints, job.run
+    if not job.run_dir.config.exists() or not checkpoint.present(folder):
+        return
+    changed = resume.check_same(job.run_dir, job.cfg)
+    found, problems = checkpoint.load_newest(folder)
+    for problem in problems:
+        log.warning("%s", problem)
+    manifest, training = found.manifest, found.training
+    if manifest["fingerprint"] != fingerprint(job.run_dir.read_config()):
+        raise CheckpointError(f"{folder} and {job.run_dir.config.name} beside it are of different runs (fingerprints differ).")
+    if manifest["data"] != job.splits.digest:
+        raise DataError(
+            f"{job.run_dir.path} was trained on other images (digest {manifest['data']}, now {job.splits.digest}): the data set "
+            "has changed since. Put the old files back, or start a new run."
+        )
+    expected = run.system.state_dict()
+    resume.check_state(folder, found.model, expected)
+    if changed and "optimizer" not in {key.partition(".")[0] for key in changed}:
+        log.warning("config changed: %s", resume.describe_changes(changed))
+    run.epoch, run.step, run.sums, run.status = (training[key] for key in ("epoch", "step", "sums", "status"))
+    if run.status == "completed" and run.epoch < job.cfg["trainer"]["epochs"]:
+        run.status = "running"  # resume_allow=[trainer.epochs]
+    run.state = {name: tensor.to(job.device) for name, tensor in found.model.items()}
+    run.optimizer_state = training["optimizer"]
+    best = training["best"]
+    run.best_epoch, run.best_loss, run.best_state = best["epoch"], best["loss"], best["state"]
+    job.seconds_before = training["seconds"]
+    environment_changed = resume.environment_changes(manifest["environment"], environment(job.device))
+    job.resumed = [*training["resumed"], {"step": run.step, "environment": environment_changed, "config": changed}]
+    notes = [f"going on at step {run.step}"]
+    notes += [f"not at a later checkpoint: {' '.join(problems)}"] if problems else []
+    notes += [f"not bit-exact: {resume.describe_changes(environment_changed)}"] if environment_changed else []
+    log.warning("%s", "; ".join(notes))
 
 
 def train(cfg: Config, folder: Path, console: Console | None = None) -> dict[str, Any]:
-    """Train, evaluate and draw one run in `folder`; returns its results.
+    """Train, evaluate and draw one run in `folder`, going on where an earlier process stopped; returns its results.
 
     Raises:
         VaeLabError: with the exit code of what went wrong; results.json then says so too.
     """
     console = console or Console()
-    started = time.perf_counter()
     trainer = typed(TrainerConfig, cfg["trainer"], "trainer")
-    device = choose_device(Device(cfg["device"]))
     splits = load(cfg["data"])
-    run = make_run(cfg, splits)
-    run_dir = RunDir(folder)
-    run_dir.write_config(cfg)
+    job = Job(cfg, RunDir(folder), make_run(cfg, splits), splits, choose_device(Device(cfg["device"])))
+    logging.raiseExceptions = False  # a full disk must not fill the terminal too
+    try:
+        with said_on(console):
+            restore(job)
+        job.run_dir.begin(cfg, job.run.epoch)
+        job.tracker = registry.build("tracking", cfg["tracking"], facts=facts_of(job))
+        counts = f"{len(splits.train):,} training, {len(splits.val or ()):,} validation, {len(splits.test):,} test images"
+        console.print(f"{title(job.results())}\n{counts}, {job.device}", highlight=False, soft_wrap=True)
+        steps = steps_per_epoch(len(splits.train), trainer.batch_size)
+        with ProgressBar(console, trainer.epochs, len(splits.train), steps) as progress, interrupts.deferred():
+            fit([job.run], splits, trainer, job.device, Recorder([job], trainer, progress))
+        interrupts.check()
+        if job.run.status == "failed":
+            raise NonFiniteError(f"{job.run.error} Checkpoints up to there are in {job.run_dir.checkpoints}.")
+        results, figures = finish(job)
+    except BaseException as error:
+        conclude(job, error)
+        if isinstance(error, Interrupted):
+            raise Interrupted(f"{error} at step {job.run.step}. Go on with: python run.py resume={folder}", error.signal) from None
+        raise
+    print_results(console, results, str(folder), [path.name for path in figures])
+    return results
+
+
+def facts_of(job: Job) -> RunFacts:
+    """What trackers are told."""
+    cfg = job.cfg
     flat = {
         "model_name": cfg["model"]["variant"],
         "loss_name": cfg["loss"]["name"],
@@ -148,35 +240,29 @@ def train(cfg: Config, folder: Path, console: Console | None = None) -> dict[str
         "beta": cfg["objective"].get("beta"),
         "seed": cfg["seed"],
     }
-    tracker = registry.build("tracking", cfg["tracking"], facts=RunFacts(run_dir, cfg["name"], cfg, flat))
-    job = Job(cfg, run_dir, run, tracker, started)
-    results = summary(job, device, splits)
-    counts = f"{len(splits.train):,} training, {len(splits.val or ()):,} validation, {len(splits.test):,} test images"
-    console.print(f"{title(results)}\n{counts}, {results['environment']['device']}", highlight=False, soft_wrap=True)
-    steps = steps_per_epoch(len(splits.train), trainer.batch_size)
-    with ProgressBar(console, trainer.epochs, len(splits.train), steps) as progress:
-        training_started = time.perf_counter()
-        fit([run], splits, trainer, device, Recorder([job], trainer, progress, splits.digest))
-        job.train_s = time.perf_counter() - training_started
-    if run.status == "failed":
-        results = summary(job, device, splits)
-        run_dir.write_results(results)
-        tracker.finish(results, [])
-        raise NonFiniteError(f"{run.error} The last good checkpoint is in {run_dir.checkpoints}.")
-    figures = finish(job, splits, device)
-    results = json.loads(run_dir.results.read_text(encoding="utf-8"))
-    print_results(console, results, str(folder), [path.name for path in figures])
-    return results
+    return RunFacts(job.run_dir, cfg["name"], cfg, flat)
 
 
-def finish(job: Job, splits: Splits, device: torch.device) -> list[Path]:
+@contextlib.contextmanager
+def said_on(console: Console) -> Iterator[None]:
+    """Show this module's warnings on the console too."""
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: console.print(record.getMessage(), style="yellow", highlight=False, soft_wrap=True)  # type: ignore[method-assign]
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+
+
+def finish(job: Job) -> tuple[dict[str, Any], list[Path]]:
     """Evaluate the best state on the test images, draw it, report, and write results.json last."""
     from vae_lab.evaluate import evaluate
 
     config = typed(EvaluationConfig, job.cfg["evaluation"], "evaluation")
-    system = job.run.system
+    system = job.run.system.to(job.device)
     system.load_state_dict(job.run.best_state)
-    test_images = splits.test.to(device)
+    test_images = job.splits.test.to(job.device)
     test, latents = evaluate(system, test_images, job.run, config)
     figures: list[Path] = []
     if config.figures:
@@ -185,60 +271,25 @@ def finish(job: Job, splits: Splits, device: torch.device) -> list[Path]:
         caption = f"{job.cfg['name']}, {job.cfg['data']['name']}, {job.cfg['loss']['name']}"
         subject = Subject(caption, system, test_images, latents, job.run.seed, config)
         figures = draw_all(subject, job.run_dir.read_metrics(), job.run.best_epoch, job.run_dir.figures)
-    results = summary(job, device, splits, test)
-    job.tracker.finish(results, figures)
-    results["time"]["total_s"] = round(time.perf_counter() - job.started, 3)
+    results = job.results(test)
+    if job.tracker is not None:
+        job.tracker.finish(results, figures)
+    results["time"]["total_s"] = round(job.seconds(), 3)
     job.run_dir.write_results(results)
-    return figures
+    return results, figures
 
 
-def summary(job: Job, device: torch.device, splits: Splits, test: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The content of results.json."""
-    cfg, run = job.cfg, job.run
-    weight = run.system.objective.kl_weight()
-    best = next((row for row in job.run_dir.read_metrics() if row["epoch"] == run.best_epoch), {})
-    parts = {
-        split: {key.removeprefix(f"{split}/"): value for key, value in best.items() if key.startswith(f"{split}/")}
-        for split in ("train", "val")
-    }
-    grey = cfg["data"]["binarize"] == "none" and not run.system.model.loss.normalised_on_grey
-    return {
-        "status": run.status,
-        "name": cfg["name"],
-        "fingerprint": fingerprint(cfg),
-        "model": cfg["model"]["variant"],
-        "objective": cfg["objective"]["name"],
-        "loss": cfg["loss"]["name"],
-        "network": cfg["network"]["name"],
-        "data": cfg["data"]["name"],
-        "data_digest": splits.digest,
-        "binarize": cfg["data"]["binarize"],
-        "latent_dim": cfg["latent_dim"],
-        "hidden_dims": cfg["hidden_dims"],
-        "beta": None if weight is None else float(weight),
-        "beta_eff": run.system.beta_eff(),
-        "seed": cfg["seed"],
-        "parameters": run.system.num_parameters(),
-        "epochs": run.epoch,
-        "steps": run.step,
-        "best_epoch": run.best_epoch,
-        **parts,
-        "test": test or {},
-        "error": run.error,
-        "note": GREY_BERNOULLI if grey else None,
-        "time": {
-            "train_s": round(job.train_s, 3),
-            "total_s": round(time.perf_counter() - job.started, 3),
-            "images_per_s": round(run.step / run.scheduler.steps_per_epoch * len(splits.train) / job.train_s, 1)
-            if job.train_s
-            else 0.0,
-        },
-        "environment": {
-            "vae_lab": vae_lab.__version__,
-            "python": platform.python_version(),
-            "torch": str(torch.__version__),
-            "device": f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type,
-            "threads": torch.get_num_threads(),
-            "platform": platform.platform(),
-        },
-    }
+def conclude(job: Job, error: BaseException) -> None:
+    """Leave results.json, run.log and the tracker with what went wrong, as far as the storage allows."""
+    status = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
+    if isinstance(error, VaeLabError):
+        log.error("%s: %s", status, error)
+    else:
+        log.exception("%s", status)
+    with contextlib.suppress(StorageError, OSError):
+        if not job.run_dir.config.exists():
+            return  # nothing of this run was written yet
+        results = job.results() | {"status": status, "error": f"{type(error).__name__}: {error}"}
+        job.run_dir.write_results(results)
+        if job.tracker is not None:
+            job.tracker.finish(results, [])

@@ -1,0 +1,50 @@
+"""SIGINT and SIGTERM: finish the step, keep everything, leave with 130 or 143."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from vae_lab.errors import Interrupted
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupts:
+    """The signals of this process. Outside of `deferred` they end it with a message; inside they only set `requested`."""
+
+    def __init__(self) -> None:
+        self.requested: signal.Signals | None = None
+        self.is_deferred = False
+
+    def install(self) -> None:
+        """Take over both signals; a second SIGINT always quits at once."""
+        for number in SIGNALS:
+            signal.signal(number, self._handle)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Let the block see `requested` and end by itself."""
+        self.is_deferred = True
+        try:
+            yield
+        finally:
+            self.is_deferred = False
+
+    def check(self) -> None:
+        """Raise `Interrupted` if a signal came."""
+        if self.requested is not None:
+            raise Interrupted(f"interrupted by {self.requested.name}", self.requested)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        again, self.requested = self.requested is not None, signal.Signals(number)
+        if again and number == signal.SIGINT:
+            sys.stderr.write("second interrupt: quitting at once\n")
+            os._exit(128 + number)
+        if not self.is_deferred:
+            self.check()
+
+
+interrupts = Interrupts()

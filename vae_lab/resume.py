@@ -1,0 +1,128 @@
+"""Going on in a run directory: what it holds, whether this command may go on there, and from where."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock
+
+from vae_lab import lock, security
+from vae_lab.config import flatten, identity
+from vae_lab.errors import CheckpointError, ConfigError
+from vae_lab.run_dir import RunDir, storage_errors
+
+FINISHED = ("completed", "stopped_early")
+
+
+def read_resume(overrides: Sequence[str]) -> tuple[list[str], Path | None]:
+    """Replace `resume=DIR` by the overrides that started the run in DIR; later ones on the command line stay.
+
+    Raises:
+        ConfigError: DIR holds no run.
+    """
+    wanted = [line.partition("=")[2].strip("'\"") for line in overrides if line.startswith("resume=")]
+    if not wanted or wanted[-1] in ("null", ""):
+        return list(overrides), None
+    folder = Path(wanted[-1])
+    recorded = folder / ".hydra" / "overrides.yaml"
+    if not RunDir(folder).config.is_file() or not recorded.is_file():
+        raise ConfigError(f"resume={folder}: no run lies there (no config.yaml). Runs are below outputs/runs.")
+    security.check_yaml_file(recorded)
+    before = [str(line) for line in yaml.safe_load(recorded.read_text(encoding="utf-8"))]
+    more = [line for line in overrides if not line.startswith("resume=")]
+    return [line for line in before if not line.startswith(("resume=", "resume_allow="))] + more, folder
+
+
+def reserve(folder: Path, plain: dict[str, Any], explicit: bool) -> tuple[Path, FileLock | None, dict[str, Any] | None]:
+    """Create and lock the run directory, and see whether its run is finished.
+
+    A folder that was not asked for by name gets a suffix where another run, of the same second, has it.
+
+    Returns:
+        The folder; its lock; and its results if there is nothing left to do.
+
+    Raises:
+        ConfigError: the folder holds another run; lists the keys that differ.
+        LockedError: another process works there.
+        StorageError: the folder cannot be made.
+    """
+    if folder.is_symlink():
+        raise ConfigError(f"hydra.run.dir={folder}: a symbolic link; name the folder itself.")
+    if not explicit:
+        folder = _make_new(folder)
+    run_dir = RunDir(folder)
+    if run_dir.config.exists():
+        changed = check_same(run_dir, plain)
+        results = run_dir.read_results()
+        if not changed and results is not None and results["status"] in FINISHED:
+            return folder, None, results
+    held, notice = lock.acquire(folder)
+    if notice:
+        import sys
+
+        sys.stderr.write(f"{notice}\n")
+    return folder, held, None
+
+
+def _make_new(folder: Path) -> Path:
+    with storage_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for number in range(1, 1000):
+            candidate = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+            try:
+                candidate.mkdir()
+                return candidate
+            except FileExistsError:
+                continue
+    raise ConfigError(f"hydra.run.dir={folder}: a thousand runs of this name exist.")
+
+
+def check_same(run_dir: RunDir, plain: dict[str, Any]) -> dict[str, list[Any]]:
+    """Compare a config with the one in a run directory.
+
+    Returns:
+        Keys that differ and may, by `resume_allow`, as {key: [old, new]}.
+
+    Raises:
+        ConfigError: lists the other keys that differ, with both values.
+    """
+    security.check_yaml_file(run_dir.config)
+    try:
+        stored = run_dir.read_config()
+        old, new = identity(stored), identity(plain)
+    except (yaml.YAMLError, AttributeError, TypeError) as error:
+        raise ConfigError(f"{run_dir.config}: not readable as a run's config ({error}).") from error
+    changed = {key: [old.get(key), new.get(key)] for key in sorted({*old, *new}) if old.get(key) != new.get(key)}
+    allowed = [str(key) for key in plain.get("resume_allow") or []]
+    refused = {key: pair for key, pair in changed.items() if not any(f".{key}".endswith(f".{name}") for name in allowed)}
+    if refused:
+        diff = "; ".join(f"{key}: {before} there, {now} here" for key, (before, now) in refused.items())
+        raise ConfigError(
+            f"{run_dir.path} holds a run with another config ({diff}). Choose another hydra.run.dir, or allow the change "
+            f"and lose the exact repeat: 'resume_allow=[{','.join(refused)}]'."
+        )
+    return changed
+
+
+def environment_changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, list[Any]]:
+    """Facts that decide whether a resume is bit-exact, where they differ: {fact: [before, now]}."""
+    return {key: [before.get(key), now[key]] for key in ("torch", "device", "threads", "processor") if before.get(key) != now[key]}
+
+
+def check_state(path: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Raise `CheckpointError` with the keys that are missing, extra or of another shape."""
+    problems = [f"missing {key}" for key in expected if key not in found]
+    problems += [f"extra {key}" for key in found if key not in expected]
+    problems += [
+        f"{key} is {tuple(found[key].shape)}, not {tuple(expected[key].shape)}"
+        for key in expected
+        if key in found and found[key].shape != expected[key].shape
+    ]
+    if problems:
+        raise CheckpointError(f"{path} belongs to another model: {'; '.join(problems[:10])}.")
+
+
+def describe_changes(changes: dict[str, list[Any]]) -> str:
+    """'threads 2 -> 1, torch 2.14 -> 2.15'."""
+    return ", ".join(f"{key} {before} -> {now}" for key, (before, now) in flatten(changes).items())
