@@ -52,7 +52,7 @@ def test_every_experiment_composes_and_builds(experiment: str) -> None:
 @pytest.mark.parametrize("loss", ["bce", "mse", "gaussian"])
 @pytest.mark.parametrize("network", ["mlp", "conv"])
 def test_every_combination_has_gradients(model: str, loss: str, network: str) -> None:
-    terms, system = one_step(to_plain(compose_checked([f"model={model}", f"loss={loss}", f"network={network}"]))[0])
+    terms, system = one_step(to_plain(compose_checked([f"model={model}", f"loss={loss}", f"network={network}"])[0]))
     assert set(terms) == {"loss", "nll"} | ({"kl"} if model != "autoencoder" else set()) | ({"sse"} if loss != "bce" else set())
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in system.parameters())
 

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -13,14 +12,18 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupts:
-    """The signals of this process. Outside of `deferred` they end it with a message; inside they only set `requested`."""
+    """The signals of this process.
+
+    Inside `deferred` a signal only sets `requested`, and the code asks at points where it can stop; nothing is ever raised
+    in the middle of something, where a library might swallow it. Outside, where there is nothing to lose, it ends the process.
+    """
 
     def __init__(self) -> None:
         self.requested: signal.Signals | None = None
         self.is_deferred = False
 
     def install(self) -> None:
-        """Take over both signals; a second SIGINT always quits at once."""
+        """Take over both signals; a second SIGINT always quits at once. Only the main thread may."""
         for number in SIGNALS:
             signal.signal(number, self._handle)
 
@@ -40,11 +43,9 @@ class Interrupts:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         again, self.requested = self.requested is not None, signal.Signals(number)
-        if again and number == signal.SIGINT:
-            sys.stderr.write("second interrupt: quitting at once\n")
+        if not self.is_deferred or (again and number == signal.SIGINT):
+            os.write(2, f"{'second interrupt: quitting at once' if again else f'interrupted by {self.requested.name}'}\n".encode())
             os._exit(128 + number)
-        if not self.is_deferred:
-            self.check()
 
 
 interrupts = Interrupts()

@@ -207,25 +207,19 @@ def train(cfg: Config, folder: Path, console: Console | None = None) -> dict[str
     splits = load(cfg["data"])
     job = Job(cfg, RunDir(folder), make_run(cfg, splits), splits, choose_device(Device(cfg["device"])))
     logging.raiseExceptions = False  # a full disk must not fill the terminal too
-    try:
-        with said_on(console):
-            restore(job)
+    with interrupts.deferred(), warnings_on(console), concluded(job):
+        restore(job)
         job.run_dir.begin(cfg, job.run.epoch)
         job.tracker = registry.build("tracking", cfg["tracking"], facts=facts_of(job))
         counts = f"{len(splits.train):,} training, {len(splits.val or ()):,} validation, {len(splits.test):,} test images"
         console.print(f"{title(job.results())}\n{counts}, {job.device}", highlight=False, soft_wrap=True)
         steps = steps_per_epoch(len(splits.train), trainer.batch_size)
-        with ProgressBar(console, trainer.epochs, len(splits.train), steps) as progress, interrupts.deferred():
+        with ProgressBar(console, trainer.epochs, len(splits.train), steps) as progress:
             fit([job.run], splits, trainer, job.device, Recorder([job], trainer, progress))
         interrupts.check()
         if job.run.status == "failed":
             raise NonFiniteError(f"{job.run.error} Checkpoints up to there are in {job.run_dir.checkpoints}.")
         results, figures = finish(job)
-    except BaseException as error:
-        conclude(job, error)
-        if isinstance(error, Interrupted):
-            raise Interrupted(f"{error} at step {job.run.step}. Go on with: python run.py resume={folder}", error.signal) from None
-        raise
     print_results(console, results, str(folder), [path.name for path in figures])
     return results
 
@@ -243,16 +237,27 @@ def facts_of(job: Job) -> RunFacts:
     return RunFacts(job.run_dir, cfg["name"], cfg, flat)
 
 
+class ConsoleHandler(logging.Handler):
+    """Shows warnings on the console too, beside run.log."""
+
+    def __init__(self, console: Console):
+        super().__init__(logging.WARNING)
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno == logging.WARNING:  # errors end the process with their own message
+            self.console.print(record.getMessage(), style="yellow", highlight=False, soft_wrap=True)
+
+
 @contextlib.contextmanager
-def said_on(console: Console) -> Iterator[None]:
-    """Show this module's warnings on the console too."""
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: console.print(record.getMessage(), style="yellow", highlight=False, soft_wrap=True)  # type: ignore[method-assign]
-    log.addHandler(handler)
+def warnings_on(console: Console) -> Iterator[None]:
+    """Show warnings of this package on a console inside the block."""
+    logger, handler = logging.getLogger("vae_lab"), ConsoleHandler(console)
+    logger.addHandler(handler)
     try:
         yield
     finally:
-        log.removeHandler(handler)
+        logger.removeHandler(handler)
 
 
 def finish(job: Job) -> tuple[dict[str, Any], list[Path]]:
@@ -264,6 +269,7 @@ def finish(job: Job) -> tuple[dict[str, Any], list[Path]]:
     system.load_state_dict(job.run.best_state)
     test_images = job.splits.test.to(job.device)
     test, latents = evaluate(system, test_images, job.run, config)
+    interrupts.check()
     figures: list[Path] = []
     if config.figures:
         from vae_lab.figures import Subject, draw_all
@@ -271,6 +277,7 @@ def finish(job: Job) -> tuple[dict[str, Any], list[Path]]:
         caption = f"{job.cfg['name']}, {job.cfg['data']['name']}, {job.cfg['loss']['name']}"
         subject = Subject(caption, system, test_images, latents, job.run.seed, config)
         figures = draw_all(subject, job.run_dir.read_metrics(), job.run.best_epoch, job.run_dir.figures)
+    interrupts.check()
     results = job.results(test)
     if job.tracker is not None:
         job.tracker.finish(results, figures)
@@ -279,17 +286,24 @@ def finish(job: Job) -> tuple[dict[str, Any], list[Path]]:
     return results, figures
 
 
-def conclude(job: Job, error: BaseException) -> None:
-    """Leave results.json, run.log and the tracker with what went wrong, as far as the storage allows."""
-    status = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
-    if isinstance(error, VaeLabError):
-        log.error("%s: %s", status, error)
-    else:
-        log.exception("%s", status)
-    with contextlib.suppress(StorageError, OSError):
-        if not job.run_dir.config.exists():
-            return  # nothing of this run was written yet
-        results = job.results() | {"status": status, "error": f"{type(error).__name__}: {error}"}
-        job.run_dir.write_results(results)
-        if job.tracker is not None:
-            job.tracker.finish(results, [])
+@contextlib.contextmanager
+def concluded(job: Job) -> Iterator[None]:
+    """If the block fails, leave results.json, run.log and the tracker with why, as far as the storage allows."""
+    try:
+        yield
+    except BaseException as error:
+        status = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
+        if isinstance(error, VaeLabError):
+            log.error("%s: %s", status, error)
+        else:
+            log.exception("%s", status)
+        with contextlib.suppress(StorageError, OSError):
+            if job.run_dir.config.exists():  # else nothing of this run was written yet
+                results = job.results() | {"status": status, "error": f"{type(error).__name__}: {error}"}
+                job.run_dir.write_results(results)
+                if job.tracker is not None:
+                    job.tracker.finish(results, [])
+        if isinstance(error, Interrupted):
+            where = f"{error} at step {job.run.step}. Go on with: python run.py resume={job.run_dir.path}"
+            raise Interrupted(where, error.signal) from None
+        raise

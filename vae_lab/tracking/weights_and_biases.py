@@ -2,18 +2,22 @@
 
 import logging
 import os
+import queue
+import secrets
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from vae_lab.config import flatten
+from vae_lab.config import bounded, flatten
 from vae_lab.registry import register
+from vae_lab.security import redact_folder
 from vae_lab.tracking.base import RunFacts, Tracker
 
 log = logging.getLogger(__name__)
-TIMEOUT_S = 20
+GRACE_S = 3.0  # beyond W&B's own time limits, before it is given up
 
 
 class Mode(Enum):
@@ -26,9 +30,13 @@ class Mode(Enum):
 
 @register("tracking", "wandb")
 class WandbTracker(Tracker):
-    """One W&B run, offline unless told otherwise. Whatever W&B does, training goes on."""
+    """One W&B run, offline unless told otherwise.
 
-    @dataclass(frozen=True)
+    All calls are made by a thread of their own, so that training never waits for W&B; `finish` waits for it, with a time
+    limit. Whatever W&B does, the run goes on, and one warning says how to upload later.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
     class Config:
         name: str
         mode: Mode | None
@@ -36,59 +44,109 @@ class WandbTracker(Tracker):
         entity: str | None
         group: str | None
         tags: list[str]
+        init_timeout: float = bounded(gt=0)  # seconds
+        finish_timeout: float = bounded(gt=0)  # seconds
 
     def __init__(self, config: Config, facts: RunFacts):
         self.facts, self.config = facts, config
         self.run: Any = None
-        mode = config.mode.value if config.mode else os.environ.get("WANDB_MODE", "offline")
-        self._try("start", lambda: self._start(mode))
-        if self.run is None and mode == "online":
-            self._try("start offline", lambda: self._start("offline"))
+        self.warned = False
+        self.calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self.thread = threading.Thread(target=self._work, name="wandb tracker", daemon=True)
+        self.thread.start()
+
+    def log(self, metrics: dict[str, Any]) -> None:
+        self.calls.put(lambda: self.run.log(metrics))
+
+    def finish(self, results: dict[str, Any], figures: Sequence[Path]) -> None:
+        self.calls.put(lambda: self._finish(results, figures))
+        self.calls.put(None)
+        limit = 0.0 if results["status"] == "interrupted" else self.config.init_timeout + self.config.finish_timeout
+        self.thread.join(limit + GRACE_S)
+        if self.thread.is_alive():
+            self._warn("did not answer in time")
+            _end_service()
+        redact_folder(self.facts.run_dir.path / "wandb")
+
+    def _work(self) -> None:
+        """Start W&B, then make its calls one by one; after a failure the rest is dropped."""
+        mode = self.config.mode.value if self.config.mode else os.environ.get("WANDB_MODE", "offline")
+        try:
+            try:
+                self._start(mode)
+            except Exception as error:
+                if mode != "online":
+                    raise
+                self._warn(f"could not start online, and keeps this run offline ({_first_line(error)})")
+                self._start("offline")
+            while (call := self.calls.get()) is not None:
+                call()
+        except Exception as error:
+            self._warn(_first_line(error))
 
     def _start(self, mode: str) -> None:
         import wandb
 
-        settings = wandb.Settings(console="off", silent=True, init_timeout=TIMEOUT_S, finish_timeout=TIMEOUT_S, x_disable_meta=True)
+        config = self.config
+        settings = wandb.Settings(
+            console="off",
+            silent=True,
+            init_timeout=config.init_timeout,
+            finish_timeout=config.finish_timeout,
+            x_disable_meta=True,  # it would upload sys.argv
+        )
         self.run = wandb.init(
-            project=self.config.project,
-            entity=self.config.entity,
-            group=self.config.group,
-            tags=self.config.tags,
+            project=config.project,
+            entity=config.entity,
+            group=config.group,
+            tags=config.tags,
             name=self.facts.name,
+            id=self._run_id(),
             config=self.facts.config | self.facts.flat,
             dir=str(self.facts.run_dir.path),
             mode=mode,  # type: ignore[arg-type]
+            resume="allow",
             reinit="create_new",
             settings=settings,
         )
         self.run.define_metric("epoch", hidden=True)
         self.run.define_metric("*", step_metric="epoch")
 
-    def log(self, metrics: dict[str, Any]) -> None:
-        if self.run is not None:
-            self._try("log", lambda: self.run.log(metrics))
-
-    def finish(self, results: dict[str, Any], figures: Sequence[Path]) -> None:
-        if self.run is not None:
-            self._try("finish", lambda: self._finish(results, figures))
+    def _run_id(self) -> str:
+        """The same for every process that works on this run directory."""
+        path = self.facts.run_dir.path / "wandb" / "run-id"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(secrets.token_hex(4), encoding="utf-8")
+        return path.read_text(encoding="utf-8").strip()
 
     def _finish(self, results: dict[str, Any], figures: Sequence[Path]) -> None:
         import wandb
 
-        self.run.log({f"figures/{path.stem}": wandb.Image(str(path)) for path in figures})
+        if figures:
+            self.run.log({f"figures/{path.stem}": wandb.Image(str(path)) for path in figures})
         summary = {key.replace(".", "/"): value for key, value in flatten(results).items()}
         self.run.summary.update({key: value for key, value in summary.items() if value is not None})
         self.run.finish(exit_code=1 if results["status"] == "failed" else 0)
 
-    def _try(self, what: str, action: Callable[[], None]) -> None:
-        try:
-            action()
-        except Exception as error:
-            self.run = None
-            log.warning(
-                "W&B could not %s (%s: %s). The run goes on; its files are complete. To upload later: wandb sync %s",
-                what,
-                type(error).__name__,
-                str(error).splitlines()[0] if str(error) else "",
-                self.facts.run_dir.path / "wandb" / "offline-run-*",
-            )
+    def _warn(self, what: str) -> None:
+        if not self.warned:
+            self.warned = True
+            folder = self.facts.run_dir.path / "wandb"
+            log.warning("W&B: %s. The run and its files are not affected. To upload later: wandb sync %s/*run-*", what, folder)
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+
+
+def _end_service() -> None:
+    """End the W&B service that hangs: its client would wait for it when this process exits."""
+    import signal
+    import subprocess
+
+    children = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(os.getpid())], capture_output=True, text=True, check=False)
+    for line in children.stdout.splitlines():
+        pid, _, command = line.strip().partition(" ")
+        if "wandb-core" in command:
+            os.kill(int(pid), signal.SIGKILL)

@@ -1,0 +1,125 @@
+"""A folder of the user's own images."""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from vae_lab import rng
+from vae_lab.config import bounded
+from vae_lab.data.base import DataConfig, Dataset, Images
+from vae_lab.errors import ConfigError, DataError
+from vae_lab.registry import register
+
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+GREY, COLOUR = ("1", "L", "I;16", "I;16B", "I"), ("RGB",)
+MAX_PIXELS = 4096 * 4096  # judged by the header, before anything is decoded
+SHOWN = 10
+
+
+class OnBad(Enum):
+    """What to do with files that are no usable image."""
+
+    stop = "stop"
+    skip = "skip"
+
+
+@register("data", "folder")
+class Folder(Dataset):
+    """Every PNG, JPEG, BMP and WebP file below `root`; sub-folders, where there are any, are the classes.
+
+    A fixed random part is the test split. 16-bit grey images keep their range: 0..65535 becomes 0..255.
+    """
+
+    title = "own images"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(DataConfig):
+        root: str
+        size: int = bounded(ge=1, le=4096)
+        channels: int = bounded(ge=1, le=3)
+        resize: bool  # crop the centre square and scale it to size, where an image has another size
+        convert: bool  # turn palettes, alpha, CMYK, and colour or grey of the other kind into `channels`
+        on_bad: OnBad
+        test_fraction: float = bounded(gt=0, lt=1)
+
+    config: Config
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        if config.channels == 2:
+            raise ConfigError("data.channels=2: images have 1 channel (grey) or 3 (colour).")
+        self.image_shape = (config.channels, config.size, config.size)
+
+    def read(self) -> tuple[Images, Images]:
+        root = Path(self.config.root).expanduser()
+        if not root.is_dir():
+            raise DataError(f"data.root={root}: no such folder ({root.absolute()}). Say data.root=DIR.")
+        paths = sorted(self._paths(root))
+        if not paths:
+            raise DataError(f"data.root={root}: no {', '.join(SUFFIXES)} files below it.")
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            found = list(pool.map(self._read_one, paths))
+        bad = [f"{path.relative_to(root)} ({reason})" for path, reason in zip(paths, found, strict=True) if isinstance(reason, str)]
+        pixels = [pixel for pixel in found if isinstance(pixel, np.ndarray)]
+        if bad and (self.config.on_bad is OnBad.stop or len(pixels) < 2):
+            more = f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+            raise DataError(
+                f"data.root={root}: {len(bad)} of {len(paths)} files cannot be used: {'; '.join(bad[:SHOWN])}{more}. "
+                f"The model takes {self.config.channels}x{self.config.size}x{self.config.size} (data.channels, data.size). Mend or "
+                "remove them, or say data.on_bad=skip, data.resize=true, data.convert=true."
+            )
+        if len(pixels) < 2:
+            raise DataError(f"data.root={root}: {len(pixels)} image; at least 2 are needed, one of them to test on.")
+        names = [path.relative_to(root).parts[0] for path, kept in zip(paths, found, strict=True) if isinstance(kept, np.ndarray)]
+        nested = all((root / name).is_dir() for name in names)
+        classes = {name: index for index, name in enumerate(sorted(set(names)))}
+        labels = torch.tensor([classes[name] for name in names]) if nested else None
+        images = Images(torch.from_numpy(np.stack(pixels)), labels)
+        order = torch.randperm(len(images), generator=rng.generator(self.config.split_seed, "folder-test"))
+        num_test = min(len(images) - 1, max(1, round(self.config.test_fraction * len(images))))
+        return images.select(order[num_test:].sort().values), images.select(order[:num_test].sort().values)
+
+    def _paths(self, root: Path) -> Iterator[Path]:
+        for folder, _, files in os.walk(root):
+            for name in files:
+                if name.lower().endswith(SUFFIXES) and not name.startswith("."):
+                    yield Path(folder, name)
+
+    def _read_one(self, path: Path) -> np.ndarray | str:
+        """Pixels [C, H, W] as uint8, or why there are none."""
+        config = self.config
+        try:
+            with Image.open(path, formats=FORMATS) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    return f"{image.width}x{image.height} pixels, at most {MAX_PIXELS:,} are read"
+                if (image.width, image.height) != (config.size, config.size) and not config.resize:
+                    return f"{image.width}x{image.height} pixels, not {config.size}x{config.size}"
+                if image.mode not in (GREY if config.channels == 1 else COLOUR) and not config.convert:
+                    return f"mode {image.mode}, not {'grey' if config.channels == 1 else 'RGB'}"
+                return self._pixels(image)
+        except UnidentifiedImageError:
+            return f"not one of {', '.join(FORMATS)}"
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            return f"damaged: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+
+    def _pixels(self, image: Image.Image) -> np.ndarray:
+        config = self.config
+        if image.mode.startswith("I"):
+            sixteen = np.asarray(image).astype(np.float64)
+            image = Image.fromarray(np.rint(sixteen / 257).clip(0, 255).astype(np.uint8))
+        image = image.convert("L" if config.channels == 1 else "RGB")
+        if image.size != (config.size, config.size):
+            side = min(image.size)
+            left, top = (image.width - side) // 2, (image.height - side) // 2
+            box = (left, top, left + side, top + side)
+            image = image.resize((config.size, config.size), Image.Resampling.LANCZOS, box=box)
+        pixels = np.asarray(image)
+        return pixels[None] if config.channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
