@@ -60,8 +60,6 @@ def test_a8_a_changed_config_is_refused_with_its_keys(command, interrupted: tupl
     assert done.returncode == 0, done.stderr
     results = RunDir(folder).read_results()
     assert results is not None
-        results
-    )
     assert results["resumed"][0]["config"] == {"optimizer.lr": [0.001, 0.1]}
 
 

@@ -114,6 +114,7 @@ def run(cfg: DictConfig) -> None:
         return
     with one_message():
         train(plain, folder)
+    interrupts.leave(0)
 
 
 def _say_finished(results: dict[str, Any], folder: Path) -> NoReturn:
@@ -163,6 +164,7 @@ def one_message() -> Iterator[None]:
 def fail(error: VaeLabError) -> NoReturn:
     """Print the message and exit with the error's code."""
     sys.stderr.write(f"error: {error}\n")
+    interrupts.leave(error.exit_code)
     sys.exit(error.exit_code)
 
 

@@ -1,8 +1,10 @@
 """SIGINT and SIGTERM: finish the step, keep everything, leave with 130 or 143."""
 
+import logging
 import os
 import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -21,6 +23,17 @@ class Interrupts:
     def __init__(self) -> None:
         self.requested: signal.Signals | None = None
         self.is_deferred = False
+        self.before_leaving: list[Callable[[], None]] = []  # not empty: some library hangs, and Python would wait for it at exit
+
+    def leave(self, code: int) -> None:
+        """End the process now if something would keep it from ending; the files are written by then."""
+        if self.before_leaving:
+            for action in self.before_leaving:
+                action()
+            logging.shutdown()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
 
     def install(self) -> None:
         """Take over both signals; a second SIGINT always quits at once. Only the main thread may."""

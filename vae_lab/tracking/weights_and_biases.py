@@ -4,6 +4,8 @@ import logging
 import os
 import queue
 import secrets
+import signal
+import subprocess
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vae_lab.config import bounded, flatten
+from vae_lab.interrupt import interrupts
 from vae_lab.registry import register
 from vae_lab.security import redact_folder
 from vae_lab.tracking.base import RunFacts, Tracker
@@ -64,27 +67,44 @@ class WandbTracker(Tracker):
         limit = 0.0 if results["status"] == "interrupted" else self.config.init_timeout + self.config.finish_timeout
         self.thread.join(limit + GRACE_S)
         if self.thread.is_alive():
-            self._warn("did not answer in time")
-            _end_service()
+            self._warn("it did not answer in time")
         redact_folder(self.facts.run_dir.path / "wandb")
 
     def _work(self) -> None:
         """Start W&B, then make its calls one by one; after a failure the rest is dropped."""
         mode = self.config.mode.value if self.config.mode else os.environ.get("WANDB_MODE", "offline")
         try:
-            try:
-                self._start(mode)
-            except Exception as error:
-                if mode != "online":
-                    raise
-                self._warn(f"could not start online, and keeps this run offline ({_first_line(error)})")
-                self._start("offline")
+            self.run = self._start_online() if mode == "online" else self._init(mode)
+            self.run.define_metric("epoch", hidden=True)
+            self.run.define_metric("*", step_metric="epoch")
             while (call := self.calls.get()) is not None:
                 call()
         except Exception as error:
             self._warn(_first_line(error))
 
-    def _start(self, mode: str) -> None:
+    def _start_online(self) -> Any:
+        """An online run, or, if the server fails or hangs, an offline one under a new id."""
+        answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+        def attempt() -> None:
+            try:
+                answers.put(self._init("online"))
+            except Exception as error:
+                answers.put(error)
+
+        threading.Thread(target=attempt, name="wandb init", daemon=True).start()
+        try:
+            answer = answers.get(timeout=self.config.init_timeout + GRACE_S)
+        except queue.Empty:
+            self._warn("the server did not answer in time; this run is kept offline")
+        else:
+            if not isinstance(answer, Exception):
+                return answer
+            self._warn(f"{_first_line(answer)}; this run is kept offline")
+        self._id_path().unlink(missing_ok=True)  # the service still holds the id of the attempt
+        return self._init("offline")
+
+    def _init(self, mode: str) -> Any:
         import wandb
 
         config = self.config
@@ -95,7 +115,7 @@ class WandbTracker(Tracker):
             finish_timeout=config.finish_timeout,
             x_disable_meta=True,  # it would upload sys.argv
         )
-        self.run = wandb.init(
+        return wandb.init(
             project=config.project,
             entity=config.entity,
             group=config.group,
@@ -109,12 +129,13 @@ class WandbTracker(Tracker):
             reinit="create_new",
             settings=settings,
         )
-        self.run.define_metric("epoch", hidden=True)
-        self.run.define_metric("*", step_metric="epoch")
+
+    def _id_path(self) -> Path:
+        return self.facts.run_dir.path / "wandb" / "run-id"
 
     def _run_id(self) -> str:
         """The same for every process that works on this run directory."""
-        path = self.facts.run_dir.path / "wandb" / "run-id"
+        path = self._id_path()
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(secrets.token_hex(4), encoding="utf-8")
@@ -132,6 +153,7 @@ class WandbTracker(Tracker):
     def _warn(self, what: str) -> None:
         if not self.warned:
             self.warned = True
+            interrupts.before_leaving.append(_end_service)  # its client would wait at this process's end
             folder = self.facts.run_dir.path / "wandb"
             log.warning("W&B: %s. The run and its files are not affected. To upload later: wandb sync %s/*run-*", what, folder)
 
@@ -141,12 +163,9 @@ def _first_line(error: Exception) -> str:
 
 
 def _end_service() -> None:
-    """End the W&B service that hangs: its client would wait for it when this process exits."""
-    import signal
-    import subprocess
-
-    children = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(os.getpid())], capture_output=True, text=True, check=False)
-    for line in children.stdout.splitlines():
+    """End this process's W&B service, which hangs and keeps the terminal's pipes open."""
+    listing = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(os.getpid())], capture_output=True, text=True, check=False)
+    for line in listing.stdout.splitlines():
         pid, _, command = line.strip().partition(" ")
         if "wandb-core" in command:
             os.kill(int(pid), signal.SIGKILL)
