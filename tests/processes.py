@@ -1,8 +1,6 @@
 """Real processes that train and can be killed, forked from the tests so that each costs no imports."""
 
-import hashlib
 import importlib
-import json
 import os
 import signal
 import time
@@ -13,10 +11,9 @@ from typing import Any
 
 from rich.console import Console
 
-from vae_lab import checkpoint, lock, registry
+from vae_lab import lock, registry
 from vae_lab.errors import VaeLabError
 from vae_lab.interrupt import interrupts
-from vae_lab.run_dir import RunDir
 from vae_lab.train import train
 
 CRASHED = 99
@@ -71,36 +68,3 @@ def kill_after(pid: int, seconds: float, number: int = signal.SIGKILL) -> int:
 def said(folder: Path) -> str:
     """The message with which the last failed process ended."""
     return (folder.parent / f"{folder.name}.error").read_text()
-
-
-def hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of everything that a repeat must reproduce: all tensors of both checkpoints, metrics less times, test numbers."""
-    run_dir = RunDir(folder)
-    parts: dict[str, str] = {}
-    for name in ("last", "best"):
-        found = checkpoint.load(run_dir.checkpoints / name)
-        training = {key: value for key, value in found.training.items() if key not in ("seconds", "resumed")}
-        parts[name] = _sha(found.model) + _sha(training)
-    rows = [{key: value for key, value in row.items() if key != "seconds"} for row in run_dir.read_metrics()]
-    parts["metrics"] = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-    results = run_dir.read_results()
-    assert results is not None
-    parts["test"] = hashlib.sha256(json.dumps(results["test"]).encode()).hexdigest()
-    return parts
-
-
-def _sha(tree: Any) -> str:
-    digest = hashlib.sha256()
-
-    def add(node: Any) -> None:
-        if isinstance(node, dict):
-            for key in sorted(node):
-                digest.update(str(key).encode())
-                add(node[key])
-        elif hasattr(node, "numpy"):
-            digest.update(str((node.dtype, tuple(node.shape))).encode() + node.contiguous().numpy().tobytes())
-        else:
-            digest.update(repr(node).encode())
-
-    add(tree)
-    return digest.hexdigest()

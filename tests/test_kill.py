@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import finish, hashes, kill_after, said, start, wait
+from tests.processes import finish, kill_after, said, start, wait
 from vae_lab import rng
+from vae_lab.doctor import hashes
 from vae_lab.run_dir import RunDir
 from vae_lab.train import Recorder
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.processes import finish, hashes, said, start, wait
+from tests.processes import finish, said, start, wait
 from tests.test_kill import QUIET, TINY, signal_at_step
 from vae_lab import lock
+from vae_lab.doctor import hashes
 from vae_lab.errors import LockedError
 from vae_lab.run_dir import RunDir
 
@@ -28,6 +29,7 @@ def interrupted(compose, tmp_path: Path) -> tuple[dict, Path]:
     return cfg, tmp_path / "run"
 
 
+@pytest.mark.slow
 def test_resume_by_folder_and_by_repeating_the_command(command, tmp_path: Path) -> None:
     stop = ("import os, signal, sys; sys.path.insert(0, {root!r}); from tests.test_kill import signal_at_step; "
             "signal_at_step(20, signal.SIGTERM); sys.argv = ['run.py', *{arguments!r}]; import runpy; "
@@ -44,6 +46,7 @@ def test_resume_by_folder_and_by_repeating_the_command(command, tmp_path: Path) 
         assert hashes(tmp_path / name) == hashes(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a8_a_changed_config_is_refused_with_its_keys(command, interrupted: tuple[dict, Path]) -> None:
     _, folder = interrupted
     (folder / ".hydra").mkdir(exist_ok=True)
@@ -63,6 +66,7 @@ def test_a8_a_changed_config_is_refused_with_its_keys(command, interrupted: tupl
     assert results["resumed"][0]["config"] == {"optimizer.lr": [0.001, 0.1]}
 
 
+@pytest.mark.slow
 def test_a8_more_epochs_may_be_allowed(command, tmp_path: Path) -> None:
     assert command(*SMALL, "hydra.run.dir=run").returncode == 0
     done = command("resume=run", "trainer.epochs=5", "resume_allow=[trainer.epochs]")
@@ -70,6 +74,7 @@ def test_a8_more_epochs_may_be_allowed(command, tmp_path: Path) -> None:
     assert [row["epoch"] for row in RunDir(tmp_path / "run").read_metrics()] == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.slow
 def test_a9_a_finished_run_is_left_alone(command, tmp_path: Path) -> None:
     assert command(*SMALL, "hydra.run.dir=run").returncode == 0
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}

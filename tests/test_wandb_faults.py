@@ -15,9 +15,10 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.offline_wandb import read_offline_run
-from tests.processes import hashes
+from vae_lab.doctor import hashes
 from vae_lab.run_dir import RunDir
 
+pytestmark = pytest.mark.slow
 TINY = ("trainer.epochs=3", "hidden_dims=[16]", "device=cpu", "evaluation.figures=false")
 LIMITS = ("tracking.init_timeout=3", "tracking.finish_timeout=3")
 CANARY = "0123456789abcdefcanary0123456789abcdef99"

@@ -105,9 +105,11 @@ class Folder(Dataset):
                 if image.mode not in (GREY if config.channels == 1 else COLOUR) and not config.convert:
                     return f"mode {image.mode}, not {'grey' if config.channels == 1 else 'RGB'}"
                 return self._pixels(image)
+        except Image.DecompressionBombError as error:
+            return f"too many pixels: {error}"
         except UnidentifiedImageError:
             return f"not one of {', '.join(FORMATS)}"
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except (OSError, SyntaxError, ValueError) as error:
             return f"damaged: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
 
     def _pixels(self, image: Image.Image) -> np.ndarray:
