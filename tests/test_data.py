@@ -158,3 +158,36 @@ def test_mnist_is_the_published_one(compose, mnist_root: Path) -> None:
     splits = load(compose("data=mnist", f"data.root={mnist_root}")["data"])
     assert [len(part) for part in (splits.train, splits.val, splits.test)] == [55_000, 5_000, 10_000]
     assert splits.test.y[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
+
+
+def test_i_concurrent_downloads_leave_one_copy(compose, fashion: Path, tmp_path: Path) -> None:
+    """Four processes find nothing and fetch at once; each ends with whole files, and nothing else is left."""
+    import os
+
+    import torchvision.datasets
+
+    target = tmp_path / "downloaded"
+    cfg = compose("data=fashion_mnist", f"data.root={target}", "data.val_size=0")["data"]
+    fetched = tmp_path / "fetched"
+    fetched.mkdir()
+    original = torchvision.datasets.FashionMNIST.__init__
+
+    def fetch(self, root, train=True, download=False, **options) -> None:
+        if download:
+            (fetched / f"{os.getpid()}-{train}").touch()
+            shutil.copytree(fashion / "FashionMNIST", Path(root) / "FashionMNIST", dirs_exist_ok=True)
+        original(self, root, train=train, download=False, **options)
+
+    torchvision.datasets.FashionMNIST.__init__ = fetch
+    try:
+        pids = []
+        for _ in range(4):
+            pid = os.fork()
+            if not pid:
+                os._exit(0 if len(load(cfg).train) == 40 else 1)
+            pids.append(pid)
+        assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids] == [0] * 4
+    finally:
+        torchvision.datasets.FashionMNIST.__init__ = original
+    assert len({path.name.split("-")[0] for path in fetched.iterdir()}) == 1
+    assert {path.name for path in target.iterdir()} == {"FashionMNIST", ".fashion_mnist.lock"}

@@ -136,6 +136,21 @@ def test_going_on_from_every_step_is_bit_identical(compose) -> None:
         assert first_rows + listener.rows.get(id(again), []) == rows
 
 
+def test_a_cohort_goes_on_whole_bit_identically(compose) -> None:
+    """Stopped in the middle of an epoch and gone on as the same cohort: the same bits."""
+    cfgs = [compose(*SMALL, *mixed) for mixed in MIXED]
+    splits, trainer = load(cfgs[0]["data"]), typed(TrainerConfig, cfgs[0]["trainer"], "trainer")
+    whole, _ = train(cfgs)
+    stopped, _ = train(cfgs, stop_at=14)
+    again = [make_run(cfg, splits) for cfg in cfgs]
+    for run, before in zip(again, stopped, strict=True):
+        assert before.step == 14
+        for name in ("epoch", "step", "sums", "state", "optimizer_state", "best_epoch", "best_loss", "best_state"):
+            setattr(run, name, getattr(before, name))
+    fit(again, splits, trainer, CPU, Listener())
+    assert [sha(run.state) for run in again] == [sha(run.state) for run in whole]
+
+
 GOLDEN = [
     44.8535,
     43.5957,
