@@ -13,7 +13,7 @@ from vae_lab.config import TrainerConfig, to_plain, typed
 from vae_lab.data import load
 from vae_lab.engine import fit
 from vae_lab.entry import compose_checked
-from vae_lab.train import make_run
+from vae_lab.job import make_run
 
 SETTINGS = {
     "784-400-20, MNIST": ["data=mnist", "data.val_size=0", "size=medium"],

@@ -13,7 +13,7 @@ from vae_lab.cohort import Cohort, clip_gradients, gradient_norms, stack_key
 from vae_lab.config import TrainerConfig, typed
 from vae_lab.data import load
 from vae_lab.engine import Metrics, Run, fit
-from vae_lab.train import make_run
+from vae_lab.job import make_run
 
 CPU = torch.device("cpu")
 

@@ -113,7 +113,7 @@ def test_e3_mixed_modes_are_refused(read, folder: Path, mode: str) -> None:
 
 def test_e5_more_batch_than_images(read, compose, folder: Path) -> None:
     from vae_lab.errors import ConfigError
-    from vae_lab.train import make_run
+    from vae_lab.job import make_run
 
     cfg = compose("data=folder", f"data.root={folder}", "data.size=16")
     with pytest.raises(ConfigError, match="exceeds the 17 training images"):

@@ -44,7 +44,7 @@ MUTATIONS = {
         "tests/test_engine.py::test_going_on_from_every_step_is_bit_identical",
     ),
     "optimiser state": (
-        "vae_lab/train.py",
+        "vae_lab/job.py",
         "run.optimizer_state = training[\"optimizer\"]",
         "pass",
         "tests/test_kill.py::test_a2_a4_stop_after_every_step",

@@ -42,7 +42,7 @@ def test_resume_by_folder_and_by_repeating_the_command(command, tmp_path: Path) 
         assert f"Go on with: python run.py resume={tmp_path / name}" in stopped.stderr
         done = command(*again)
         assert done.returncode == 0, done.stderr
-        assert "going on at step 20" in done.stdout
+        assert "is going on at step 20" in done.stdout
         assert hashes(tmp_path / name) == hashes(tmp_path / "whole")
 
 
@@ -211,3 +211,77 @@ def test_i_two_runs_of_one_second_get_two_folders(compose, tmp_path: Path) -> No
     for folder, each in ((one, held), (other, held_too)):
         assert each is not None
         lock.release(folder, each)
+
+
+COHORT = [("seed=1",), ("seed=2", "optimizer.lr=1e-2"), ("seed=3", "objective.beta=4")]
+
+
+def train_as_cohort(cfgs: list[dict], folders: list[Path], stop: int | None = None) -> int:
+    """Train runs together in a process of their own; the worst exit code."""
+    from io import StringIO
+
+    from rich.console import Console
+
+    from vae_lab.errors import VaeLabError
+    from vae_lab.interrupt import interrupts
+    from vae_lab.train import train_cohort
+
+    pid = os.fork()
+    if not pid:
+        interrupts.install()
+        if stop is not None:
+            signal_at_step(stop, 15)
+        outcomes = train_cohort(cfgs, folders, Console(file=StringIO()))
+        os._exit(max(outcome.exit_code if isinstance(outcome, VaeLabError) else 0 for outcome in outcomes))
+    return wait(pid)
+
+
+def test_a_cohort_goes_on_whole_to_the_same_bits(compose, tmp_path: Path) -> None:
+    cfgs = [compose(*QUIET, *TINY, *more) for more in COHORT]
+    whole, stopped = ([tmp_path / name / str(number) for number in range(3)] for name in ("whole", "stopped"))
+    assert train_as_cohort(cfgs, whole) == 0
+    assert train_as_cohort(cfgs, stopped, stop=8) == 143
+    assert train_as_cohort(cfgs, stopped) == 0
+    for one, other in zip(whole, stopped, strict=True):
+        assert hashes(one) == hashes(other)
+        results = RunDir(other).read_results()
+        assert results is not None
+        assert results["resumed"] == [{"step": 8, "environment": {}, "config": {}}]
+
+
+def test_a_run_of_a_cohort_goes_on_alone_within_1e_5_and_says_so(compose, tmp_path: Path) -> None:
+    cfgs = [compose(*QUIET, *TINY, *more) for more in COHORT]
+    whole, stopped = ([tmp_path / name / str(number) for number in range(3)] for name in ("whole", "stopped"))
+    assert train_as_cohort(cfgs, whole) == 0
+    assert train_as_cohort(cfgs, stopped, stop=8) == 143
+    for cfg, folder, undisturbed in zip(cfgs, stopped, whole, strict=True):
+        assert finish(cfg, folder) == 0
+        results = RunDir(folder).read_results()
+        assert results is not None
+        assert results["resumed"][0]["environment"] == {"cohort": [3, 1]}
+        for row, expected in zip(RunDir(folder).read_metrics(), RunDir(undisturbed).read_metrics(), strict=True):
+            terms = {key: value for key, value in row.items() if key != "seconds"}
+            assert terms == pytest.approx({key: expected[key] for key in terms}, rel=1e-5)
+
+
+def test_a_folder_that_vanishes_costs_its_run_alone(compose, tmp_path: Path) -> None:
+    import shutil
+
+    cfgs = [compose(*QUIET, *TINY, *more) for more in COHORT]
+    folders = [tmp_path / str(number) for number in range(3)]
+    from vae_lab.train import Recorder
+
+    original = Recorder.on_epoch
+
+    def on_epoch(self, run, metrics) -> None:
+        if run.epoch == 2:
+            shutil.rmtree(folders[1], ignore_errors=True)
+        original(self, run, metrics)
+
+    Recorder.on_epoch = on_epoch  # type: ignore[method-assign]
+    try:
+        assert train_as_cohort(cfgs, folders) == 6
+    finally:
+        Recorder.on_epoch = original  # type: ignore[method-assign]
+    statuses = [(RunDir(folder).read_results() or {}).get("status") for folder in folders]
+    assert statuses == ["completed", None, "completed"]

@@ -17,7 +17,7 @@ from vae_lab.checkpoint import load as load_checkpoint
 from vae_lab.run_dir import RunDir, strict_json
 
 FILES = {
-    "config.yaml", "metrics.jsonl", "results.json", "run.log", ".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml",
+    ".lock", "config.yaml", "metrics.jsonl", "results.json", "run.log", ".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml",
     *(f"checkpoints/{name}/{file}" for name in ("last", "best") for file in ("model.safetensors", "training.pt", "manifest.json")),
     *(f"figures/{name}.png" for name in ("reconstructions", "samples", "latent", "manifold", "curves")),
 }  # fmt: skip

@@ -104,7 +104,7 @@ def pictures(folder: Path) -> str:
 
 def device(folder: Path) -> str:
     """The device of device=auto multiplies, backwards too."""
-    from vae_lab.train import choose_device
+    from vae_lab.job import choose_device
 
     chosen = choose_device(Device.auto)
     x = torch.ones(64, 64, device=chosen, requires_grad=True)

@@ -132,7 +132,7 @@ def check(plain: dict[str, Any]) -> None:
     from vae_lab import registry
     from vae_lab.config import Device, EvaluationConfig, TrainerConfig
     from vae_lab.data import load
-    from vae_lab.train import choose_device, make_run
+    from vae_lab.job import choose_device, make_run
 
     for group in REGISTERED_GROUPS:
         if not isinstance(plain.get(group), dict):

@@ -1,0 +1,216 @@
+"""One run and its folder: built from a config, saved, restored, finished."""
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vae_lab import checkpoint, registry, resume
+from vae_lab.config import Device, EvaluationConfig, TrainerConfig, fingerprint, typed
+from vae_lab.data import Splits
+from vae_lab.data.base import dataset
+from vae_lab.engine import Run, steps_per_epoch
+from vae_lab.errors import CheckpointError, ConfigError, DataError, Interrupted, StorageError, VaeLabError
+from vae_lab.interrupt import interrupts
+from vae_lab.results import environment, summary
+from vae_lab.run_dir import RunDir
+from vae_lab.system import build_system
+from vae_lab.tracking import Tracker
+from vae_lab.tracking.base import RunFacts
+
+log = logging.getLogger(__name__)
+Config = dict[str, Any]
+
+
+def choose_device(device: Device) -> torch.device:
+    """The device a config asks for; `auto` takes CUDA, then MPS, then the CPU."""
+    available = {Device.cuda: torch.cuda.is_available(), Device.mps: torch.backends.mps.is_available(), Device.cpu: True}
+    if device is Device.auto:
+        return torch.device(next(kind.value for kind, there in available.items() if there))
+    if not available[device]:
+        raise ConfigError(f"device={device.value}: this torch sees no such device here. Use device=auto.")
+    return torch.device(device.value)
+
+
+def make_run(cfg: Config, splits: Splits) -> Run:
+    """The engine's view of a config: a freshly initialised system and its optimiser settings."""
+    trainer = typed(TrainerConfig, cfg["trainer"], "trainer")
+    steps = steps_per_epoch(len(splits.train), trainer.batch_size)
+    if trainer.batch_size > len(splits.train):
+        raise ConfigError(f"trainer.batch_size={trainer.batch_size} exceeds the {len(splits.train)} training images.")
+    if trainer.patience is not None and splits.val is None:
+        raise ConfigError("trainer.patience needs validation images, but data.val_size=0; set one of the two.")
+    return Run(
+        name=cfg["name"],
+        seed=cfg["seed"],
+        system=build_system(cfg, dataset(cfg["data"]).image_shape),
+        optimizer=registry.build("optimizer", cfg["optimizer"]),
+        scheduler=registry.build("scheduler", cfg["scheduler"], steps_per_epoch=steps, total_steps=steps * trainer.epochs),
+        patience=trainer.patience,
+        clip_grad_norm=trainer.clip_grad_norm,
+    )
+
+
+@dataclass
+class Job:
+    """One run on its way to a finished directory."""
+
+    cfg: Config
+    run_dir: RunDir
+    run: Run
+    splits: Splits
+    device: torch.device
+    tracker: Tracker | None = None
+    resumed: list[dict[str, Any]] = field(default_factory=list)  # each time it went on: the step, and what had changed
+    started: float = field(default_factory=time.perf_counter)
+    seconds_before: float = 0.0  # spent in earlier processes
+    cohort: list[str] = field(default_factory=list)  # fingerprints of the runs trained together with this one, itself included
+    error: BaseException | None = None  # what ended this run alone
+
+    def seconds(self) -> float:
+        """Wall-clock time of the run, over all processes that worked on it."""
+        return self.seconds_before + time.perf_counter() - self.started
+
+    def results(self, test: dict[str, Any] | None = None) -> dict[str, Any]:
+        """results.json as it stands now."""
+        rows = self.run_dir.read_metrics()
+        train_s = sum(row["seconds"] for row in rows)
+        images_per_s = len(self.splits.train) * len(rows) / train_s if train_s else 0.0
+        times = {"train_s": round(train_s, 3), "total_s": round(self.seconds(), 3), "images_per_s": round(images_per_s, 1)}
+        parts = summary(self.cfg, self.run, self.run_dir, self.splits, self.device, test)
+        return parts | {"resumed": self.resumed, "time": times}
+
+
+def save(job: Job) -> None:
+    """Write `best`, if there is one yet, and `last`, unless the run turned non-finite."""
+    run, folder = job.run, job.run_dir.checkpoints
+    facts = {
+        "step": run.step,
+        "epoch": run.epoch,
+        "fingerprint": fingerprint(job.cfg),
+        "data": job.splits.digest,
+        "environment": environment(job.device),
+        "cohort": job.cohort,
+    }
+    best = {"epoch": run.best_epoch, "loss": run.best_loss}
+    if run.best_state:
+        checkpoint.save(folder, "best", run.best_state, best, facts | {"epoch": run.best_epoch})
+    if run.status != "failed":
+        training = {
+            "epoch": run.epoch,
+            "step": run.step,
+            "sums": run.sums,
+            "status": run.status,
+            "optimizer": run.optimizer_state,
+            "best": best | {"state": run.best_state},
+            "resumed": job.resumed,
+            "seconds": job.seconds(),
+        }
+        checkpoint.save(folder, "last", run.state, training, facts)
+
+
+def restore(job: Job) -> None:
+    """Go on from the newest sound checkpoint of the run directory, if it has any.
+
+    Raises:
+        CheckpointError: there are checkpoints, but all are damaged or belong to another run.
+        DataError: the data set is not the one that the run began with.
+    """
+    folder, run = job.run_dir.checkpoints, job.run
+    if not job.run_dir.config.exists() or not checkpoint.present(folder):
+        return
+    changed = resume.check_same(job.run_dir, job.cfg)
+    found, problems = checkpoint.load_newest(folder)
+    manifest, training = found.manifest, found.training
+    if manifest["fingerprint"] != fingerprint(job.run_dir.read_config()):
+        raise CheckpointError(f"{folder} and {job.run_dir.config.name} beside it are of different runs (fingerprints differ).")
+    if manifest["data"] != job.splits.digest:
+        raise DataError(
+            f"{job.run_dir.path} was trained on other images (digest {manifest['data']}, now {job.splits.digest}): the data set "
+            "has changed since. Put the old files back, or start a new run."
+        )
+    expected = run.system.state_dict()
+    resume.check_state(folder, found.model, expected)
+    run.epoch, run.step, run.sums, run.status = (training[key] for key in ("epoch", "step", "sums", "status"))
+    if run.status == "completed" and run.epoch < job.cfg["trainer"]["epochs"]:
+        run.status = "running"  # resume_allow=[trainer.epochs]
+    run.state = {name: tensor.to(job.device) for name, tensor in found.model.items()}
+    run.optimizer_state = training["optimizer"]
+    best = training["best"]
+    run.best_epoch, run.best_loss, run.best_state = best["epoch"], best["loss"], best["state"]
+    job.seconds_before = training["seconds"]
+    differs = resume.environment_changes(manifest["environment"], environment(job.device))
+    if manifest["cohort"] != job.cohort:
+        differs["cohort"] = [len(manifest["cohort"]), len(job.cohort)]
+    job.resumed = [*training["resumed"], {"step": run.step, "environment": differs, "config": changed}]
+    notes = [f"{job.cfg['name']} is going on at step {run.step}"]
+    notes += [f"not at a later checkpoint: {' '.join(problems)}"] if problems else []
+    notes += [f"not bit-exact: {resume.describe_changes(differs)}"] if differs else []
+    log.warning("%s", "; ".join(notes))
+
+
+def facts_of(job: Job) -> RunFacts:
+    """What trackers are told."""
+    cfg = job.cfg
+    flat = {
+        "model_name": cfg["model"]["variant"],
+        "loss_name": cfg["loss"]["name"],
+        "latent_dim": cfg["latent_dim"],
+        "beta": cfg["objective"].get("beta"),
+        "seed": cfg["seed"],
+    }
+    return RunFacts(job.run_dir, cfg["name"], cfg, flat)
+
+
+def finish(job: Job) -> dict[str, Any]:
+    """Evaluate the best state on the test images, draw it, report, and write results.json last; returns its content."""
+    from vae_lab.evaluate import evaluate
+
+    config = typed(EvaluationConfig, job.cfg["evaluation"], "evaluation")
+    system = job.run.system.to(job.device)
+    system.load_state_dict(job.run.best_state)
+    test_images = job.splits.test.to(job.device)
+    test, latents = evaluate(system, test_images, job.run, config)
+    interrupts.check()
+    figures: list[Path] = []
+    if config.figures:
+        from vae_lab.figures import Subject, draw_all
+
+        caption = f"{job.cfg['name']}, {job.cfg['data']['name']}, {job.cfg['loss']['name']}"
+        subject = Subject(caption, system, test_images, latents, job.run.seed, config)
+        figures = draw_all(subject, job.run_dir.read_metrics(), job.run.best_epoch, job.run_dir.figures)
+    interrupts.check()
+    results = job.results(test)
+    if job.tracker is not None:
+        job.tracker.finish(results, figures)
+    results["time"]["total_s"] = round(job.seconds(), 3)
+    job.run_dir.write_results(results)
+    return results
+
+
+@contextlib.contextmanager
+def concluded(job: Job) -> Iterator[None]:
+    """If the block fails, leave results.json, run.log and the tracker with why, as far as the storage allows."""
+    try:
+        yield
+    except BaseException as error:
+        status = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
+        if isinstance(error, VaeLabError):
+            log.error("%s: %s", status, error)
+        else:
+            log.exception("%s", status)
+        with contextlib.suppress(StorageError, OSError):
+            if job.run_dir.config.exists():  # else nothing of this run was written yet
+                results = job.results() | {"status": status, "error": f"{type(error).__name__}: {error}"}
+                job.run_dir.write_results(results)
+                if job.tracker is not None:
+                    job.tracker.finish(results, [])
+        if isinstance(error, Interrupted):
+            where = f"{error} at step {job.run.step}. Go on with: python run.py resume={job.run_dir.path}"
+            raise Interrupted(where, error.signal) from None
+        raise
