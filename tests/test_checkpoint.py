@@ -1,23 +1,17 @@
-"""Faults B and H1: storage fails at any moment, checkpoints are damaged or hostile; nothing is lost, nothing gets in."""
+"""Faults B: storage fails at any moment, checkpoints are damaged; nothing is lost."""
 
 import errno
 import io
-import json
 import os
-import pickle
 import random
 import re
 import shutil
 import subprocess
-import tarfile
-import zipfile
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save as safetensors_bytes
 
 from tests.processes import finish, said
 from tests.test_kill import QUIET, TINY, signal_at_step
@@ -339,92 +333,3 @@ def test_b9_a_checkpoint_of_another_model(interrupted: tuple[dict, Path], change
     checkpoint.save(folder / "checkpoints", "last", model, found.training, facts | {"step": 99})
     assert finish(cfg, folder) == 5
     assert {"missing": f"missing {key}", "extra": "extra stranger", "shape": f"{key} is (3, 3)"}[change] in said(folder)
-
-
-class Payload:
-    """Creates a file when unpickled."""
-
-    def __init__(self, marker: str):
-        self.marker = marker
-
-    def __reduce__(self):
-        return (Path.touch, (Path(self.marker),))
-
-
-@cache
-def hostile_contents(marker: Path) -> dict[str, tuple[bytes, bytes]]:
-    """(model.safetensors, training.pt) by kind of attack."""
-    good_model = safetensors_bytes(MODEL)
-    payload = Payload(str(marker))
-
-    def saved(value, **options) -> bytes:
-        buffer = io.BytesIO()
-        torch.save(value, buffer, **options)
-        return buffer.getvalue()
-
-    scripted = io.BytesIO()
-    torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), scripted)
-    tar = io.BytesIO()
-    with tarfile.open(fileobj=tar, mode="w") as archive:
-        for name in ("sys_info", "pickle", "storages", "tensors"):
-            data = pickle.dumps(payload)
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    bomb = io.BytesIO()
-    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("archive/data.pkl", b"\0" * 50_000_000)
-    header = json.dumps({"a": {"dtype": "F32", "shape": [2**40, 2**20], "data_offsets": [0, 4]}}).encode()
-    negative = json.dumps({"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}).encode()
-    good_training = saved(TRAINING)
-    return {
-        "optimizer": (good_model, saved(TRAINING | {"optimizer": payload})),
-        "random state": (good_model, saved(TRAINING | {"rng": payload})),
-        "bare pickle": (good_model, pickle.dumps(payload)),
-        "legacy torch": (good_model, saved(payload, _use_new_zipfile_serialization=False)),
-        "legacy tar": (good_model, tar.getvalue()),
-        "TorchScript": (good_model, scripted.getvalue()),
-        "pickle named safetensors": (pickle.dumps(payload), good_training),
-        "zip bomb": (good_model, bomb.getvalue()),
-        "huge shape": (len(header).to_bytes(8, "little") + header + b"\0" * 4, good_training),
-        "negative shape": (len(negative).to_bytes(8, "little") + negative + b"\0" * 4, good_training),
-        "sparse tensor": (good_model, saved(TRAINING | {"sparse": torch.sparse_coo_tensor([[0]], [1.0], (2,))})),
-        "no dict": (good_model, saved([1, 2])),
-    }
-
-
-@pytest.mark.parametrize("kind", sorted(hostile_contents(Path("unused"))))
-def test_h1_hostile_checkpoints_with_right_checksums_are_refused(tmp_path: Path, kind: str) -> None:
-    import hashlib
-    import resource
-
-    marker = tmp_path / "marker"
-    model, training = hostile_contents(marker)[kind]
-    folder = tmp_path / "last"
-    folder.mkdir()
-    files = {}
-    for name, data in ((checkpoint.MODEL, model), (checkpoint.TRAINING, training)):
-        (folder / name).write_bytes(data)
-        files[name] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
-    manifest = {"format": checkpoint.FORMAT, "step": 1, "fingerprint": "f", "files": files}
-    (folder / checkpoint.MANIFEST).write_text(json.dumps(manifest))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(CheckpointError, match="unreadable or refused"):
-        checkpoint.load(folder)
-    assert not marker.exists()
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
-
-
-def test_h1_weights_only_is_never_switched_off() -> None:
-    import ast
-
-    import vae_lab
-    from tests.conftest import ROOT
-
-    package = Path(vae_lab.__file__).parent
-    for path in [*package.rglob("*.py"), ROOT / "run.py"]:
-        for node in ast.walk(ast.parse(path.read_text())):
-            called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
-            if called == "torch.load":
-                assert any(word.arg == "weights_only" and ast.unparse(word.value) == "True" for word in node.keywords), path
-            assert called not in ("pickle.load", "pickle.loads", "eval", "exec", "instantiate", "hydra.utils.instantiate"), path

@@ -83,7 +83,7 @@ MUTATIONS = {
         "vae_lab/checkpoint.py",
         "weights_only=True",
         "weights_only=False",
-        "tests/test_checkpoint.py::test_h1_hostile_checkpoints_with_right_checksums_are_refused",
+        "tests/test_hostile_checkpoints.py::test_h1_hostile_checkpoints_with_right_checksums_are_refused",
     ),
 }  # fmt: skip
 

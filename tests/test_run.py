@@ -17,10 +17,11 @@ from vae_lab.checkpoint import load as load_checkpoint
 from vae_lab.run_dir import RunDir, strict_json
 
 FILES = {
-    ".lock", "config.yaml", "metrics.jsonl", "results.json", "run.log", ".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml",
+    *(".lock", "config.yaml", "metrics.jsonl", "results.json", "run.log"),
+    *(f".hydra/{name}.yaml" for name in ("config", "hydra", "overrides")),
     *(f"checkpoints/{name}/{file}" for name in ("last", "best") for file in ("model.safetensors", "training.pt", "manifest.json")),
     *(f"figures/{name}.png" for name in ("reconstructions", "samples", "latent", "manifold", "curves")),
-}  # fmt: skip
+}
 RESULTS = {
     "status", "name", "fingerprint", "model", "objective", "loss", "data", "latent_dim", "hidden_dims", "beta", "beta_eff", "seed",
     "parameters", "epochs", "steps", "best_epoch", "train", "val", "test", "time", "environment",

@@ -180,6 +180,21 @@ def test_g2_the_wandb_folder_cannot_be_written(without: tuple, tmp_path: Path) -
     assert "W&B: " in done.stdout
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_g2_the_wandb_folder_is_full(without: tuple, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    (folder / "wandb").mkdir(parents=True)
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(folder / "wandb")], check=False).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        done, took = run(folder, *LIMITS)
+        assert done.returncode == 0, done.stderr
+        assert took < without[1] + 3 + 3 + 10
+        assert hashes(folder) == without[0]
+    finally:
+        subprocess.run(["umount", "-l", str(folder / "wandb")], check=True)
+
+
 @pytest.mark.parametrize("place", ["environment", "netrc", "url"])
 def test_g3_a_key_is_written_nowhere(servers: dict[str, str], tmp_path: Path, place: str) -> None:
     folder = tmp_path / "run"
