@@ -152,10 +152,8 @@ def test_h4_a_wild_name_runs_inside_the_output_root(command, tmp_path: Path) -> 
     assert {path.name for path in tmp_path.iterdir()} == {"outputs"}
 
 
-@pytest.mark.parametrize(
-    "arguments", [["-m", "hydra.sweep.subdir=../x"], ["-m", "hydra.sweep.subdir=/srv/x"], ["hydra.run.dir=link"]]
-)
-def test_h4_no_way_out(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("arguments", ["-m hydra.sweep.subdir=../x", "-m hydra.sweep.subdir=/srv/x", "hydra.run.dir=link"])
+def test_h4_no_way_out(arguments: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "target").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "target")
