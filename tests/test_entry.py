@@ -120,3 +120,16 @@ def test_fingerprint_ignores_what_changes_no_number(compose) -> None:
 def test_data_root_is_not_part_of_the_fingerprint(compose) -> None:
     one, other = (fingerprint(compose("data=mnist", f"data.root={root}", "data.download=false")) for root in ("a", "b"))
     assert one == other
+
+
+def test_a_plain_sweep_passes_the_checks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["-m", "model=autoencoder,vae", "seed=range(0,4)"]
+    assert prepare(command) == command
+
+
+def test_a_sweep_under_the_basic_launcher(command, tmp_path: Path) -> None:
+    done = command("-m", "seed=0,1", "hydra/launcher=basic", "trainer.epochs=1", "tracking=none", "evaluation.figures=false")
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "outputs" / "sweeps").iterdir()
+    assert {path.name for path in folder.iterdir()} == {"multirun.yaml", "0_vae_z2_s0", "1_vae_z2_s1"}

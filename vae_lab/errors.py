@@ -49,6 +49,12 @@ class LockedError(VaeLabError):
     exit_code = 7
 
 
+class SweepError(VaeLabError):
+    """A sweep is over, and some of its runs failed."""
+
+    exit_code = 8
+
+
 class Interrupted(VaeLabError):
     """SIGINT or SIGTERM arrived; the run left a checkpoint."""
 

@@ -72,6 +72,11 @@ class Job:
     cohort: list[str] = field(default_factory=list)  # fingerprints of the runs trained together with this one, itself included
     error: BaseException | None = None  # what ended this run alone
 
+    @property
+    def tag(self) -> dict[str, str]:
+        """Marks a log record as this run's."""
+        return {"folder": str(self.run_dir.path)}
+
     def seconds(self) -> float:
         """Wall-clock time of the run, over all processes that worked on it."""
         return self.seconds_before + time.perf_counter() - self.started
@@ -151,7 +156,7 @@ def restore(job: Job) -> None:
     notes = [f"{job.cfg['name']} is going on at step {run.step}"]
     notes += [f"not at a later checkpoint: {' '.join(problems)}"] if problems else []
     notes += [f"not bit-exact: {resume.describe_changes(differs)}"] if differs else []
-    log.warning("%s", "; ".join(notes))
+    log.warning("%s", "; ".join(notes), extra=job.tag)
 
 
 def facts_of(job: Job) -> RunFacts:
@@ -201,9 +206,9 @@ def concluded(job: Job) -> Iterator[None]:
     except BaseException as error:
         status = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
         if isinstance(error, VaeLabError):
-            log.error("%s: %s", status, error)
+            log.error("%s: %s", status, error, extra=job.tag)
         else:
-            log.exception("%s", status)
+            log.error("%s", status, exc_info=error, extra=job.tag)
         with contextlib.suppress(StorageError, OSError):
             if job.run_dir.config.exists():  # else nothing of this run was written yet
                 results = job.results() | {"status": status, "error": f"{type(error).__name__}: {error}"}

@@ -113,7 +113,7 @@ class Recorder:
                 terms = "  ".join(f"{name} {value:.3f}" for name, value in row.items())
                 text = f"{run.name} step {step}, epoch {run.epoch + 1} so far:  {terms}"
                 self.progress.line(text)
-                log.info(text)
+                log.info(text, extra=self.jobs[id(run)].tag)
 
     def on_epoch(self, run: Run, metrics: Metrics) -> None:
         job, now = self.jobs[id(run)], time.perf_counter()
@@ -126,7 +126,8 @@ class Recorder:
                 job.tracker.log(row)
         if len(self.jobs) == 1:
             self.progress.on_epoch(run.epoch, run.step, metrics)
-        log.info("%s %s", run.name, epoch_line(run.epoch, self.trainer.epochs, metrics, self.progress.images_per_s(run.step)))
+        line = epoch_line(run.epoch, self.trainer.epochs, metrics, self.progress.images_per_s(run.step))
+        log.info("%s %s", run.name, line, extra=job.tag)
 
     def on_state(self, run: Run) -> None:
         job = self.jobs[id(run)]

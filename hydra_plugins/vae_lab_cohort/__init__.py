@@ -1,0 +1,64 @@
+"""Hydra's way to `vae_lab.sweep`: a thin shell, since Hydra imports its plugins on every start."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus, _save_config, configure_log, setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+
+class CohortLauncher(Launcher):
+    """Composes every job, then trains them together; leaves the folders that the basic launcher would."""
+
+    def __init__(self, max_cohort: int | None, workers: int | None):
+        self.max_cohort, self.workers = max_cohort, workers
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Keep what `launch` needs."""
+        self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Train all jobs; ends the process with code 8 if any failed."""
+        from vae_lab.entry import lead_sweep
+
+        setup_globals()
+        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        composed = [self._compose(list(overrides), initial_job_idx + i) for i, overrides in enumerate(job_overrides)]
+        results = lead_sweep(
+            Path(self.config.hydra.sweep.dir),
+            [(config, folder) for config, folder, _ in composed],
+            prepare_folder=lambda number, folder: _write_hydra_files(composed[number][2], folder),
+            max_cohort=self.max_cohort,
+            workers=self.workers,
+        )
+        return [_job_return(config, full, result) for (config, _, full), result in zip(composed, results, strict=True)]
+
+    def _compose(self, overrides: list[str], number: int) -> tuple[DictConfig, Path, DictConfig]:
+        full = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+        with open_dict(full):
+            full.hydra.job.id = full.hydra.job.num = number
+        HydraConfig.instance().set_config(full)
+        folder = Path(str(full.hydra.sweep.dir)) / str(full.hydra.sweep.subdir)
+        task = OmegaConf.masked_copy(full, [str(key) for key in full if key != "hydra"])
+        return task, folder, full
+
+
+def _write_hydra_files(full: DictConfig, folder: Path) -> None:
+    """The `.hydra` files of Hydra's own `run_job`."""
+    with read_write(full.hydra.runtime), open_dict(full.hydra.runtime):
+        full.hydra.runtime.output_dir = str(folder.absolute())
+    HydraConfig.instance().set_config(full)
+    if full.hydra.output_subdir is not None:
+        target = folder / full.hydra.output_subdir
+        _save_config(OmegaConf.masked_copy(full, [str(key) for key in full if key != "hydra"]), "config.yaml", target)
+        _save_config(OmegaConf.masked_copy(full, ["hydra"]), "hydra.yaml", target)
+        _save_config(full.hydra.overrides.task, "overrides.yaml", target)
+
+
+def _job_return(config: DictConfig, full: DictConfig, result: object) -> JobReturn:
+    done = JobReturn(cfg=config, hydra_cfg=full, overrides=list(full.hydra.overrides.task))
+    done.return_value, done.status = result, JobStatus.COMPLETED
+    return done
