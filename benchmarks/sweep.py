@@ -47,9 +47,8 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--only", type=int, help="number of one sweep, from 0")
     arguments = parser.parse_args()
-    print(
-        "| sweep | launcher | whole command, s | runs a minute | training, core seconds | mean test loss |\n|---|---|---|---|---|---|"
-    )
+    print("| sweep | launcher | whole command, s | runs a minute | training, core seconds | mean test loss |")
+    print("|---|---|---|---|---|---|")
     for number, (name, overrides) in enumerate(SWEEPS.items()):
         if arguments.only not in (None, number):
             continue
