@@ -12,9 +12,6 @@ import yaml
 
 from vae_lab.errors import StorageError
 
-FIGURES = ("reconstructions", "samples", "latent", "manifold", "curves")
-STATUSES = ("completed", "stopped_early", "failed", "interrupted")
-
 
 class RunDir:
     """One run's folder."""
