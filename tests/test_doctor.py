@@ -12,10 +12,12 @@ from vae_lab import checkpoint, doctor
 @pytest.mark.slow
 def test_a_sound_machine(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "import sys; sys.argv = ['vae-lab', 'doctor']; from vae_lab.cli import main; main()"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    folder = tmp_path / "here"
+    folder.mkdir()
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     assert f"All {len(doctor.CHECKS)} checks hold." in done.stdout
-    assert list(tmp_path.iterdir()) == []
+    assert list(folder.iterdir()) == []
 
 
 def test_what_does_not_hold_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
