@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
 from hydra import compose, initialize_config_dir
@@ -33,6 +33,9 @@ from vae_lab.config import REGISTERED_GROUPS, RunConfig, flatten, to_plain, type
 from vae_lab.errors import ConfigError, SweepError, VaeLabError, did_you_mean
 from vae_lab.interrupt import interrupts
 from vae_lab.run_dir import RunDir
+
+if TYPE_CHECKING:
+    from vae_lab.engine import Run
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 _held: list[Any] = []  # locks of this process, released when it ends
@@ -132,8 +135,7 @@ def lead_sweep(
     from vae_lab import lock, sweep
     from vae_lab.cohort import stack_key
     from vae_lab.config import Device
-    from vae_lab.data import load
-    from vae_lab.job import choose_device, make_run
+    from vae_lab.job import choose_device
 
     with one_message():
         interrupts.install()
@@ -142,8 +144,7 @@ def lead_sweep(
             plain = to_plain(cfg)
             if plain["tracking"].get("group", "") is None:
                 plain["tracking"]["group"] = folder.name
-            check(plain)
-            system = make_run(plain, load(plain["data"])).system
+            system = check(plain).system
             common = {key: plain[key] for key in ("data", "device")} | {"optimizer": plain["optimizer"]["name"]}
             trainer = {key: value for key, value in plain["trainer"].items() if key not in ("patience", "clip_grad_norm")}
             key = json.dumps([common, trainer, stack_key(system)], sort_keys=True)
@@ -184,8 +185,8 @@ def _say_finished(results: dict[str, Any], folder: Path) -> NoReturn:
     sys.exit(0)
 
 
-def check(plain: dict[str, Any]) -> None:
-    """Raise `ConfigError` or `DataError` for anything that would stop this config from training."""
+def check(plain: dict[str, Any]) -> "Run":
+    """Raise `ConfigError` or `DataError` for anything that would stop this config from training; returns the run it built."""
     from vae_lab import registry
     from vae_lab.config import Device, EvaluationConfig, TrainerConfig
     from vae_lab.data import load
@@ -204,7 +205,7 @@ def check(plain: dict[str, Any]) -> None:
         cls = registry.get(group, str(plain[group].get("name")))
         typed(cls.Config, plain[group], group)  # type: ignore[attr-defined]
     choose_device(Device(plain["device"]))
-    make_run(plain, load(plain["data"]))
+    return make_run(plain, load(plain["data"]))
 
 
 @contextlib.contextmanager

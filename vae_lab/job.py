@@ -87,7 +87,7 @@ class Job:
         train_s = sum(row["seconds"] for row in rows)
         images_per_s = len(self.splits.train) * len(rows) / train_s if train_s else 0.0
         times = {"train_s": round(train_s, 3), "total_s": round(self.seconds(), 3), "images_per_s": round(images_per_s, 1)}
-        parts = summary(self.cfg, self.run, self.run_dir, self.splits, self.device, test)
+        parts = summary(self.cfg, self.run, rows, self.splits, self.device, test)
         return parts | {"resumed": self.resumed, "time": times}
 
 
@@ -139,8 +139,7 @@ def restore(job: Job) -> None:
             f"{job.run_dir.path} was trained on other images (digest {manifest['data']}, now {job.splits.digest}): the data set "
             "has changed since. Put the old files back, or start a new run."
         )
-    expected = run.system.state_dict()
-    resume.check_state(folder, found.model, expected)
+    resume.check_state(folder, found.model, run.system.state_dict())
     run.epoch, run.step, run.sums, run.status = (training[key] for key in ("epoch", "step", "sums", "status"))
     if run.status == "completed" and run.epoch < job.cfg["trainer"]["epochs"]:
         run.status = "running"  # resume_allow=[trainer.epochs]

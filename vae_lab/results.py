@@ -1,6 +1,7 @@
 """The content of results.json."""
 
 import platform
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,6 @@ import vae_lab
 from vae_lab.config import fingerprint
 from vae_lab.data import Splits
 from vae_lab.engine import Run
-from vae_lab.run_dir import RunDir
 
 GREY_BERNOULLI = (
     "Bernoulli on grey pixels is not a normalised likelihood: compare these numbers only with runs of the same loss and data."
@@ -30,11 +30,16 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def summary(
-    cfg: dict[str, Any], run: Run, run_dir: RunDir, splits: Splits, device: torch.device, test: dict[str, Any] | None = None
+    cfg: dict[str, Any],
+    run: Run,
+    rows: Sequence[dict[str, Any]],
+    splits: Splits,
+    device: torch.device,
+    test: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """All of results.json but its times, with numbers of the best epoch; `test` is empty until the run is evaluated."""
+    """All of results.json but its times, from the rows of metrics.jsonl; numbers are of the best epoch, `test` those of `evaluate`."""
     weight = run.system.objective.kl_weight()
-    best = next((row for row in run_dir.read_metrics() if row["epoch"] == run.best_epoch), {})
+    best = next((row for row in rows if row["epoch"] == run.best_epoch), {})
     parts = {
         split: {key.removeprefix(f"{split}/"): value for key, value in best.items() if key.startswith(f"{split}/")}
         for split in ("train", "val")

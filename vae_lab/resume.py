@@ -1,5 +1,6 @@
 """Going on in a run directory: what it holds, whether this command may go on there, and from where."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,6 @@ def reserve(folder: Path, plain: dict[str, Any], explicit: bool) -> tuple[Path, 
             return folder, None, results
     held, notice = lock.acquire(folder)
     if notice:
-        import sys
-
         sys.stderr.write(f"{notice}\n")
     return folder, held, None
 
