@@ -37,7 +37,7 @@ def summary(
     device: torch.device,
     test: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """All of results.json but its times, from the rows of metrics.jsonl; numbers are of the best epoch, `test` those of `evaluate`."""
+    """All of results.json but its times and resumes; `rows` are those of metrics.jsonl, `test` what `evaluate` returned."""
     weight = run.system.objective.kl_weight()
     best = next((row for row in rows if row["epoch"] == run.best_epoch), {})
     parts = {
