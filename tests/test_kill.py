@@ -15,9 +15,23 @@ from vae_lab.doctor import hashes
 from vae_lab.run_dir import RunDir
 from vae_lab.train import Recorder
 
-TINY = ("hidden_dims=[16]", "data.limit=96", "trainer.batch_size=32", "trainer.epochs=4", "trainer.checkpoint_every=1")
+TINY = (
+    "hidden_dims=[16]",
+    "data.limit=96",
+    "trainer.batch_size=32",
+    "trainer.epochs=4",
+    "trainer.checkpoint_every=1",
+    "trainer.checkpoint_seconds=0",
+)
 QUIET = ("tracking=none", "evaluation.figures=false", "device=cpu")
-LONGER = ("hidden_dims=[32]", "trainer.epochs=12", "trainer.checkpoint_every=2", "scheduler=cosine", "scheduler.warmup_epochs=2")
+LONGER = (
+    "hidden_dims=[32]",
+    "trainer.epochs=12",
+    "trainer.checkpoint_every=2",
+    "trainer.checkpoint_seconds=0",
+    "scheduler=cosine",
+    "scheduler.warmup_epochs=2",
+)
 KINDS = list(itertools.product(["autoencoder", "vae", "beta_vae"], ["mlp", "conv"]))
 
 
@@ -74,7 +88,14 @@ KNOWN: dict[int, tuple[dict, float, dict[str, str]]] = {}
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a2_a4_stop_after_every_step(compose, tmp_path: Path, number: signal.Signals) -> None:
     """A signal in every step k of a 12-step run with warm-up: the step ends, a checkpoint is left, the resume is exact."""
-    cfg = compose(*QUIET, *TINY, "scheduler=cosine", "scheduler.warmup_epochs=1", "trainer.checkpoint_every=100")
+    cfg = compose(
+        *QUIET,
+        *TINY,
+        "scheduler=cosine",
+        "scheduler.warmup_epochs=1",
+        "trainer.checkpoint_every=100",
+        "trainer.checkpoint_seconds=0",
+    )
     assert finish(cfg, tmp_path / "whole") == 0
     expected = hashes(tmp_path / "whole")
     for step in range(1, 12):

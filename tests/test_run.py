@@ -39,7 +39,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDir, str]:
 
     folder = tmp_path_factory.mktemp("finished")
     done = subprocess.run(
-        [sys.executable, str(ROOT / "run.py"), "trainer.epochs=12", "loss=mse", "model=beta_vae", "trainer.checkpoint_every=5"],
+        [
+            sys.executable,
+            str(ROOT / "run.py"),
+            "trainer.epochs=12",
+            "loss=mse",
+            "model=beta_vae",
+            "trainer.checkpoint_every=5",
+            "trainer.checkpoint_seconds=0",
+        ],
         cwd=folder,
         env=os.environ | {name: str(folder / "home") for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR")},
         capture_output=True,

@@ -140,7 +140,7 @@ def children(pid: int) -> list[int]:
     return [int(word) for word in listing.stdout.split()]
 
 
-LONG = ("model=autoencoder,vae", "seed=0,1", "trainer.epochs=300", "trainer.checkpoint_every=20")
+LONG = ("model=autoencoder,vae", "seed=0,1", "trainer.epochs=300", "trainer.checkpoint_every=20", "trainer.checkpoint_seconds=0")
 
 
 @pytest.fixture(scope="module")

@@ -219,10 +219,10 @@ def test_g4_a_resumed_run_keeps_its_wandb_id(tmp_path: Path) -> None:
         "import signal, time; import vae_lab.train as t; from tests.test_kill import signal_at_step; "
         "signal_at_step(15, signal.SIGKILL); old = t.fit; t.fit = lambda *a: (time.sleep(3), old(*a))"  # W&B starts meanwhile
     )
-    done, _ = run(folder, "trainer.checkpoint_every=1", code=code)
+    done, _ = run(folder, "trainer.checkpoint_every=1", "trainer.checkpoint_seconds=0", code=code)
     assert done.returncode == -signal.SIGKILL
     first = (folder / "wandb" / "run-id").read_text()
-    done, _ = run(folder, "trainer.checkpoint_every=1")
+    done, _ = run(folder, "trainer.checkpoint_every=1", "trainer.checkpoint_seconds=0")
     assert done.returncode == 0, done.stderr
     assert "going on at step 11" in done.stdout
     assert (folder / "wandb" / "run-id").read_text() == first

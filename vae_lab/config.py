@@ -54,6 +54,7 @@ class TrainerConfig:
     precision: Precision
     compile: bool
     checkpoint_every: int = bounded(ge=1)  # epochs
+    checkpoint_seconds: float = bounded(ge=0)  # at least, between two checkpoints; 0: whenever the epochs say so
     log_every: int = bounded(ge=0)  # steps between progress lines in run.log; 0: one line an epoch
 
 
@@ -96,7 +97,10 @@ class RunConfig:
 
 REGISTERED_GROUPS = ("data", "network", "loss", "objective", "model", "optimizer", "scheduler", "tracking")
 # Keys that change nothing in a run's numbers
-FREE_KEYS = ("name", "device", "resume", "resume_allow", "tracking", "evaluation.figures", "data.root", "data.download")
+FREE_KEYS = (
+    *("name", "device", "resume", "resume_allow", "tracking", "evaluation.figures", "data.root", "data.download"),
+    *("trainer.checkpoint_every", "trainer.checkpoint_seconds"),
+)
 
 
 def typed(schema: type[T], node: Any, path: str) -> T:

@@ -31,6 +31,7 @@ TINY = (
     "hidden_dims=[32]",
     "trainer.epochs=30",
     "trainer.checkpoint_every=5",
+    "trainer.checkpoint_seconds=0",
     "evaluation.figures=false",
     "tracking=none",
     "device=cpu",

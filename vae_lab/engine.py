@@ -5,6 +5,7 @@ as a smaller cohort, unchanged.
 """
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -106,6 +107,7 @@ class _Stretch:
         self.steps = steps_per_epoch(self.num_images, trainer.batch_size)
         self.check_every = 1 if device.type == "cpu" else NOISE_CHUNK  # a check waits for the device
         self.sum_dtype = torch.float32 if device.type == "mps" else torch.float64
+        self.checkpoint_at = time.monotonic() + trainer.checkpoint_seconds
         self.val_noise = {} if splits.val is None else self._noise(len(splits.val), "evaluation")
 
     def train_epoch(self) -> None:
@@ -169,9 +171,11 @@ class _Stretch:
             if run.status != "running" and not run.best_state:
                 run.status, run.error = "failed", f"{run.name}: val/loss was never finite, so that no epoch is the best."
             self.observer.on_epoch(run, metrics)
-        due = self.runs[0].epoch % self.trainer.checkpoint_every == 0 or self.observer.should_stop()
+        due = self.runs[0].epoch % self.trainer.checkpoint_every == 0 and time.monotonic() >= self.checkpoint_at
         changed = any(run.status != "running" for run in self.runs)
-        self._hand_over([run for run in self.runs if run.status != "failed"] if due or changed else [])
+        if due or changed or self.observer.should_stop():
+            self._hand_over([run for run in self.runs if run.status != "failed"])
+            self.checkpoint_at = time.monotonic() + self.trainer.checkpoint_seconds
 
     def _hand_over(self, runs: Sequence[Run]) -> None:
         """Copy states from the cohort to the runs, and say so."""

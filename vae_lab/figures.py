@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
-from torch import Tensor
+from PIL.Image import Image
 
 from vae_lab import rng
 from vae_lab.config import EvaluationConfig
@@ -20,9 +20,10 @@ from vae_lab.data import Images
 from vae_lab.engine import to_float
 from vae_lab.evaluate import Latents
 from vae_lab.models import LatentVariableModel
+from vae_lab.pictures import INK, grid, picture
 from vae_lab.system import System
 
-INK, MUTED, ACCENT = "#222222", "#8a8a8a", "#d1495b"
+MUTED = "#8a8a8a"
 COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf")
 PRIOR_QUANTILE = 0.02  # the decoded plane runs from this quantile of the prior, or of the codes, to its mirror image
 
@@ -43,7 +44,7 @@ class Subject:
 def draw_all(subject: Subject, metrics: Sequence[dict[str, Any]], best_epoch: int, folder: Path) -> list[Path]:
     """Write every picture that this run can have into `folder`; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    figures = {
+    figures: dict[str, Image | Figure] = {
         "reconstructions": reconstructions(subject),
         "samples": samples(subject),
         "latent": latent(subject),
@@ -54,26 +55,25 @@ def draw_all(subject: Subject, metrics: Sequence[dict[str, Any]], best_epoch: in
     paths = []
     for name, figure in figures.items():
         path = folder / f"{name}.png"
-        figure.savefig(path, dpi=130, facecolor="white")
+        if isinstance(figure, Figure):
+            figure.savefig(path, dpi=130, facecolor="white", pil_kwargs={"compress_level": 3})
+        else:
+            figure.save(path, compress_level=3)
         paths.append(path)
     return paths
 
 
-def reconstructions(subject: Subject) -> Figure:
+def reconstructions(subject: Subject) -> Image:
     """Test images over the decoded means of their posteriors."""
     count = min(subject.config.num_images, len(subject.images))
     x = to_float(subject.images.x[:count])
     model = subject.system.model
-    decoded = model.likelihood(model.posterior(x).mean).mean
-    figure = _picture(_grid(torch.cat([x, decoded]), count), f"Reconstructions: {subject.title}", width=max(4.0, 0.8 * count))
-    axes = figure.axes[0]
-    height = axes.get_images()[0].get_array().shape[0]  # type: ignore[union-attr]
-    axes.set_yticks([height / 4, 3 * height / 4], ["test image", "reconstruction"])
-    axes.tick_params(axis="y", length=0, labelsize=9)
-    return figure
+    sheet = grid(torch.cat([x, model.likelihood(model.posterior(x).mean).mean]), count)
+    rows = [(sheet.shape[0] / 4, "test image"), (3 * sheet.shape[0] / 4, "reconstruction")]
+    return picture(sheet, f"Reconstructions: {subject.title}", width=104 * count, y_ticks=rows)
 
 
-def samples(subject: Subject) -> Figure:
+def samples(subject: Subject) -> Image:
     """Decoded draws from the prior; without a prior, from a Gaussian fitted to the codes."""
     model, side = subject.system.model, subject.config.num_images
     device = subject.images.x.device
@@ -87,10 +87,10 @@ def samples(subject: Subject) -> Figure:
             torch.cov(mu.T).view(model.latent_dim, -1) + 1e-6 * torch.eye(model.latent_dim, device=device)
         )
         z, source = mu.mean(0) + eps @ cholesky.T, "a Gaussian fitted to the codes"
-    return _picture(_grid(model.likelihood(z).mean, side), f"Samples from {source}: {subject.title}", width=6.0)
+    return picture(grid(model.likelihood(z).mean, side), f"Samples from {source}: {subject.title}", width=780)
 
 
-def manifold(subject: Subject) -> Figure:
+def manifold(subject: Subject) -> Image:
     """The decoded latent plane: steps of equal probability under the prior, or of equal length over the codes' range."""
     model, steps, config = subject.system.model, subject.config.manifold_steps, subject.config
     if config.manifold_range is not None:
@@ -108,18 +108,17 @@ def manifold(subject: Subject) -> Figure:
         source = "range of the codes"
     plane = torch.stack(torch.meshgrid(vertical.flip(0), horizontal, indexing="ij")[::-1], -1).view(-1, 2)
     decoded = model.likelihood(plane.to(subject.images.x.device)).mean
-    gap = 0 if decoded.shape[-1] >= 16 else 1  # small images need a line between them
-    figure = _picture(_grid(decoded, steps, gap), f"Latent plane ({source}): {subject.title}", width=7.0, margin=0.55)
-    axes = figure.axes[0]
-    size = axes.get_images()[0].get_array().shape[0]  # type: ignore[union-attr]
+    sheet = grid(decoded, steps, gap=0 if decoded.shape[-1] >= 16 else 1)  # small images need a line between them
     ticks = np.linspace(0, steps - 1, 5).round().astype(int)
-    places = (ticks + 0.5) * size / steps
-    axes.set_xticks(places, [f"{horizontal[i]:.1f}" for i in ticks])
-    axes.set_yticks(places, [f"{vertical.flip(0)[i]:.1f}" for i in ticks])
-    axes.set_xlabel("$z_0$")
-    axes.set_ylabel("$z_1$")
-    axes.tick_params(colors=INK, labelsize=8)
-    return figure
+    places = (ticks + 0.5) * sheet.shape[0] / steps
+    return picture(
+        sheet,
+        f"Latent plane ({source}): {subject.title}",
+        width=910,
+        x_ticks=[(place, f"{horizontal[i]:.1f}") for place, i in zip(places, ticks, strict=True)],
+        y_ticks=[(place, f"{vertical.flip(0)[i]:.1f}") for place, i in zip(places, ticks, strict=True)],
+        labels=("z\N{SUBSCRIPT ZERO}", "z\N{SUBSCRIPT ONE}"),
+    )
 
 
 def latent(subject: Subject) -> Figure:
@@ -136,21 +135,17 @@ def latent(subject: Subject) -> Figure:
         names = [f"principal component {i + 1} ({share[i]:.0%} of variance)" for i in (0, 1)]
     elif dim == 1:
         points, names = np.stack([points[:, 0], labels + np.linspace(-0.3, 0.3, len(mu))], 1), ["$z_0$", "class"]
-    figure = Figure(figsize=(7, 6), layout="constrained")
-    axes = figure.add_subplot()
-    size = float(np.clip(4000 / len(mu), 2, 18))
-    for index, label in enumerate(np.unique(labels)):
-        mask = labels == label
-        axes.scatter(
-            points[mask, 0], points[mask, 1], s=size, alpha=0.75, linewidths=0, color=COLOURS[index % 10], label=str(label)
-        )
+    figure = Figure(figsize=(7, 6))
+    axes = figure.add_axes((0.09, 0.09, 0.72, 0.84))
+    classes, index = np.unique(labels, return_inverse=True)
+    colours = np.array(COLOURS)[index % len(COLOURS)]
+    axes.scatter(points[:, 0], points[:, 1], s=float(np.clip(4000 / len(mu), 2, 18)), alpha=0.75, linewidths=0, c=colours)
+    handles = [Line2D([], [], ls="", marker="o", color=COLOURS[i % 10], label=str(name)) for i, name in enumerate(classes[:30])]
     if dim == 2 and isinstance(subject.system.model, LatentVariableModel):
         angle, radius = np.linspace(0, 2 * np.pi, 200), math.sqrt(-2 * math.log(0.05))
-        axes.plot(radius * np.cos(angle), radius * np.sin(angle), ls="--", lw=1, color=MUTED, label="95 % of prior")
+        handles += axes.plot(radius * np.cos(angle), radius * np.sin(angle), ls="--", lw=1, color=MUTED, label="95 % of prior")
     if subject.images.y is not None:
-        axes.legend(
-            frameon=False, fontsize=8, markerscale=max(1.0, 5 / math.sqrt(size)), loc="center left", bbox_to_anchor=(1, 0.5)
-        )
+        axes.legend(handles=handles, frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.set_xlabel(names[0])
     axes.set_ylabel(names[1])
     if dim > 1:
@@ -162,7 +157,8 @@ def latent(subject: Subject) -> Figure:
 def curves(title: str, metrics: Sequence[dict[str, Any]], best_epoch: int) -> Figure:
     """Every logged term against the epoch, training and validation."""
     terms = [key.removeprefix("train/") for key in metrics[0] if key.startswith("train/")]
-    figure = Figure(figsize=(4.2 * len(terms), 3.4), layout="constrained")
+    figure = Figure(figsize=(4.2 * len(terms), 3.4))
+    figure.subplots_adjust(0.16 / len(terms), 0.15, 1 - 0.06 / len(terms), 0.8, wspace=0.26)
     epochs = [row["epoch"] for row in metrics]
     for axes, term in zip(figure.subplots(1, len(terms), squeeze=False)[0], terms, strict=True):
         for split, colour in (("train", COLOURS[0]), ("val", COLOURS[1])):
@@ -179,38 +175,6 @@ def curves(title: str, metrics: Sequence[dict[str, Any]], best_epoch: int) -> Fi
         axes.margins(x=0.02)
         _plain(axes, term)
     figure.suptitle(title, fontsize=10, color=INK)
-    return figure
-
-
-def _grid(x: Float[Tensor, "N C H W"], columns: int, gap: int = 1) -> np.ndarray:
-    """Images in rows of `columns` as one array [height, width, channels], white lines of `gap` pixels between them."""
-    rows = math.ceil(len(x) / columns)
-    images = x.detach().float().clamp(0, 1).cpu().permute(0, 2, 3, 1).numpy()
-    _, height, width, channels = images.shape
-    sheet = np.ones((rows * (height + gap) - gap, columns * (width + gap) - gap, channels), dtype=np.float32)
-    for index, image in enumerate(images):
-        top, left = (index // columns) * (height + gap), (index % columns) * (width + gap)
-        sheet[top : top + height, left : left + width] = image
-    return sheet
-
-
-def _picture(sheet: np.ndarray, title: str, width: float, margin: float = 0.0) -> Figure:
-    """A figure that shows one array without interpolation."""
-    height = width * sheet.shape[0] / sheet.shape[1] + 0.5 + margin
-    figure = Figure(figsize=(width + margin, height), layout="constrained")
-    axes = figure.add_subplot()
-    axes.imshow(
-        sheet.squeeze(-1) if sheet.shape[-1] == 1 else sheet,
-        cmap="gray",
-        vmin=0,
-        vmax=1,
-        interpolation="nearest",
-        extent=(0, sheet.shape[1], sheet.shape[0], 0),
-    )
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.spines[:].set_visible(False)
-    axes.set_title(title, fontsize=10, color=INK, loc="left")
     return figure
 
 

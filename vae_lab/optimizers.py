@@ -1,6 +1,7 @@
 """torch's optimisers, one for a whole cohort."""
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any, ClassVar
@@ -102,6 +103,7 @@ class CohortOptimizer:
         kind = runs[0][0].kind
         on_mps = any(leaf.device.type == "mps" for leaf in parameters.values())
         options: dict[str, Any] = {} if on_mps or kind is torch.optim.RMSprop else {"fused": True}
+        self.bare_step = _without_compiler(kind)
         self.torch = kind(groups, **options)
         self.base_lrs = [group["lr"] for group in groups]
 
@@ -111,7 +113,8 @@ class CohortOptimizer:
             group["lr"] = base_lr * group["scheduler"].factor(step)
             for view, gradient in zip(group["params"], gradients, strict=True):
                 view.grad = gradient[runs]
-        self.torch.step()
+        with torch.no_grad():
+            self.bare_step(self.torch)
 
     def run_state(self, index: int) -> State:
         """A copy of one run's optimiser state, by parameter name; empty before the first step."""
@@ -137,6 +140,18 @@ class CohortOptimizer:
             if runs.start <= index < runs.stop:
                 return group, index - runs.start
         raise IndexError(index)
+
+
+def _without_compiler(kind: type[torch.optim.Optimizer]) -> Callable[[torch.optim.Optimizer], Any]:
+    """The optimiser's bare `step`, to be called without gradients.
+
+    Torch's decorators around it and around three other methods import its compiler, 1.5 s in every process, to say that these
+    methods are not compiled. Nothing here compiles them, and nobody hooks into them.
+    """
+    for method in (torch.optim.Optimizer.add_param_group, torch.optim.Optimizer.state_dict, torch.optim.Optimizer.load_state_dict):
+        if (plain := getattr(method, "__wrapped__", None)) is not None:
+            plain.__dynamo_disable = plain
+    return inspect.unwrap(kind.step)
 
 
 SHARED = frozenset({"step"})  # optimiser state that is one number for all runs of a group
