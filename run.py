@@ -5,17 +5,18 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from vae_lab.entry import prepare
+from vae_lab.entry import conclude, prepare
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
-def main(cfg: DictConfig) -> None:
+def main(cfg: DictConfig) -> object:
     """The task that Hydra calls for a run, and for each job of a sweep."""
     from vae_lab.entry import run
 
-    run(cfg)
+    return run(cfg)
 
 
 if __name__ == "__main__":
     sys.argv[1:] = prepare(sys.argv[1:])
     main()
+    conclude()

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -30,9 +30,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vae_lab import security
 from vae_lab.config import REGISTERED_GROUPS, RunConfig, flatten, to_plain, typed
-from vae_lab.errors import ConfigError, SweepError, VaeLabError, did_you_mean
+from vae_lab.errors import ConfigError, VaeLabError, did_you_mean
 from vae_lab.interrupt import interrupts
-from vae_lab.run_dir import RunDir
 
 if TYPE_CHECKING:
     from vae_lab.engine import Run
@@ -56,6 +55,7 @@ OmegaConf.register_new_resolver("slug", slug, replace=True)
 
 def prepare(argv: Sequence[str]) -> list[str]:
     """Check a command line; returns it ready for Hydra. Ends the process with one message where it is wrong."""
+    from vae_lab.planning import SweepOptions
     from vae_lab.resume import read_resume, reserve
 
     with one_message():
@@ -71,6 +71,8 @@ def prepare(argv: Sequence[str]) -> list[str]:
             subdir = str(OmegaConf.to_container(hydra.sweep)["subdir"])  # type: ignore[index,call-overload]
             if ".." in Path(subdir).parts or Path(subdir).is_absolute():
                 raise ConfigError(f"hydra.sweep.subdir={subdir}: must stay inside the sweep's folder.")
+            if hydra.runtime.choices["hydra/launcher"] == "cohort":
+                SweepOptions.of(hydra.launcher)
         elif not args.cfg:
             plain = to_plain(cfg)
             check(plain)
@@ -101,8 +103,8 @@ def search_path(config_dir: str | None) -> list[str]:
     return [f"hydra.searchpath=[{quoted}]"] if folders else []
 
 
-def run(cfg: DictConfig) -> None:
-    """The task: train one run in the folder that Hydra made."""
+def run(cfg: DictConfig) -> dict[str, Any]:
+    """The task: train one run in the folder that Hydra made; returns its results."""
     from vae_lab.resume import reserve
     from vae_lab.train import train
 
@@ -115,64 +117,20 @@ def run(cfg: DictConfig) -> None:
         _, lock, finished = reserve(folder, plain, explicit=True)
         if finished is None:
             _held.append(lock)
-            train(plain, folder)
-        return
+            return train(plain, folder)
+        return finished
     with one_message():
-        train(plain, folder)
+        return train(plain, folder)
+
+
+def conclude() -> None:
+    """What remains when Hydra has returned: the end of a sweep, with its exit code."""
+    if "vae_lab.multirun" in sys.modules:
+        from vae_lab import multirun
+
+        with one_message():
+            multirun.conclude()
     interrupts.leave(0)
-
-
-def lead_sweep(
-    folder: Path,
-    composed: Sequence[tuple[DictConfig, Path]],
-    prepare_folder: Callable[[int, Path], None],
-    max_cohort: int | None,
-    workers: int | None,
-) -> list[dict[str, Any] | None]:
-    """Check and train all jobs of a sweep; returns each job's results, or ends the process with what went wrong."""
-    from rich.console import Console
-
-    from vae_lab import lock, sweep
-    from vae_lab.cohort import stack_key
-    from vae_lab.config import Device
-    from vae_lab.job import choose_device
-
-    with one_message():
-        interrupts.install()
-        jobs = []
-        for number, (cfg, path) in enumerate(composed):
-            plain = to_plain(cfg)
-            if plain["tracking"].get("group", "") is None:
-                plain["tracking"]["group"] = folder.name
-            system = check(plain).system
-            common = {key: plain[key] for key in ("data", "device")} | {"optimizer": plain["optimizer"]["name"]}
-            trainer = {key: value for key, value in plain["trainer"].items() if key not in ("patience", "clip_grad_norm")}
-            key = json.dumps([common, trainer, stack_key(system)], sort_keys=True)
-            jobs.append(sweep.Planned(number, plain, path, key, system.num_parameters()))
-        held, _ = lock.acquire(folder)
-        _held.append(held)
-        led = sweep.Sweep(folder, jobs, Console(), prepare_folder)
-        led.settle_folders()
-        for job in jobs:
-            job.state = "completed" if sweep.is_finished(job) else "not_run"
-        todo = [job for job in jobs if job.state == "not_run"]
-        device = choose_device(Device(jobs[0].cfg["device"]))
-        num_workers = workers or (1 if device.type != "cpu" else os.cpu_count() or 1)
-        for job in todo:  # what ended before is tried again, and must not be mistaken for its outcome
-            RunDir(job.folder).results.unlink(missing_ok=True)
-        shares = sweep.plan(todo, max_cohort, num_workers, on_gpu=device.type != "cpu")
-        sizes = ", ".join(str(len(members)) for share in shares for members in share)
-        led.console.print(
-            f"{len(jobs)} runs, {len(jobs) - len(todo)} finished before; cohorts of {sizes or 'none'}", highlight=False
-        )
-        with interrupts.deferred():
-            led.train(shares, num_workers)
-        led.console.print(led.table())
-        led.console.print(f"{led.counts()}  {folder}", highlight=False, soft_wrap=True)
-        interrupts.check()
-        if led.counts()["failed"]:
-            raise SweepError(f"{led.counts()['failed']} of {len(jobs)} runs failed; causes and logs: {folder / sweep.LEDGER}")
-        return [job.results() for job in jobs]
 
 
 def _say_finished(results: dict[str, Any], folder: Path) -> NoReturn:

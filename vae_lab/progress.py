@@ -3,14 +3,26 @@
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
 from rich.table import Table
 
 Metrics = dict[str, float]
 REFRESH_S = 0.1  # a refresh copies numbers from the device
+
+
+class Progress(Protocol):
+    """What is told how far runs that train together are."""
+
+    def __enter__(self) -> "Progress": ...
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+    def images_per_s(self, step: int) -> float: ...
+    def on_step(self, step: int, means: Callable[[], Metrics]) -> None: ...
+    def on_epoch(self, epoch: int, step: int, metrics: Metrics) -> None: ...
+    def line(self, text: str) -> None: ...
 
 
 class ProgressBar:
@@ -21,7 +33,7 @@ class ProgressBar:
         self.started = time.perf_counter()
         self.shown = 0.0
         self.first_step: int | None = None
-        self.bar: Progress | None = None
+        self.bar: RichProgress | None = None
         if console.is_terminal:
             columns = (
                 TextColumn("{task.description}"),
@@ -29,7 +41,7 @@ class ProgressBar:
                 TextColumn("{task.fields[terms]}  {task.fields[speed]}"),
                 TimeRemainingColumn(),
             )
-            self.bar = Progress(*columns, console=console, transient=True)
+            self.bar = RichProgress(*columns, console=console, transient=True)
             self.task = self.bar.add_task(f"epoch 1/{epochs}", total=epochs * steps_per_epoch, terms="", speed="")
 
     def __enter__(self) -> "ProgressBar":

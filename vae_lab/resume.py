@@ -11,9 +11,7 @@ from filelock import FileLock
 from vae_lab import lock, security
 from vae_lab.config import flatten, identity
 from vae_lab.errors import CheckpointError, ConfigError
-from vae_lab.run_dir import RunDir, storage_errors
-
-FINISHED = ("completed", "stopped_early")
+from vae_lab.run_dir import FINISHED, RunDir, storage_errors
 
 
 def read_resume(overrides: Sequence[str]) -> tuple[list[str], Path | None]:

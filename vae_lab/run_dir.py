@@ -12,6 +12,8 @@ import yaml
 
 from vae_lab.errors import StorageError
 
+FINISHED = ("completed", "stopped_early")  # the status of a run with nothing left to do
+
 
 class RunDir:
     """One run's folder."""

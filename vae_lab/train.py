@@ -17,7 +17,7 @@ from vae_lab.engine import Metrics, Run, fit, steps_per_epoch
 from vae_lab.errors import NonFiniteError
 from vae_lab.interrupt import interrupts
 from vae_lab.job import Config, Job, choose_device, concluded, facts_of, finish, make_run, restore, save
-from vae_lab.progress import ProgressBar, epoch_line, print_results, title
+from vae_lab.progress import Progress, ProgressBar, epoch_line, print_results, title
 from vae_lab.run_dir import RunDir
 
 log = logging.getLogger(__name__)
@@ -38,10 +38,17 @@ def train(cfg: Config, folder: Path, console: Console | None = None) -> dict[str
     return outcome
 
 
-def train_cohort(cfgs: Sequence[Config], folders: Sequence[Path], console: Console) -> list[dict[str, Any] | BaseException]:
+def train_cohort(
+    cfgs: Sequence[Config],
+    folders: Sequence[Path],
+    console: Console,
+    progress: Callable[[int, int, int], Progress] | None = None,
+) -> list[dict[str, Any] | BaseException]:
     """Train runs that may be stacked (same data, architecture, batch size and epochs) as one model.
 
-    Runs that stand at different steps go on in separate groups. Whatever goes wrong with one run ends that run alone.
+    Runs that stand at different steps go on in separate groups. Whatever goes wrong with one run ends that run alone; what
+    goes wrong with the training of several at once is raised. `progress` is made of epochs, images and steps of an epoch; a bar
+    on the console if it is not given.
 
     Returns:
         Each run's results, or what ended it, in order.
@@ -69,9 +76,13 @@ def train_cohort(cfgs: Sequence[Config], folders: Sequence[Path], console: Conso
         steps = steps_per_epoch(len(splits.train), trainer.batch_size)
         for _, group in groupby(sorted(ready, key=lambda job: job.run.step), key=lambda job: job.run.step):
             members = list(group)
-            with ProgressBar(console, trainer.epochs, len(splits.train), steps) as progress:
-                fit([job.run for job in members], splits, trainer, device, Recorder(members, trainer, progress))
+            sizes = trainer.epochs, len(splits.train), steps
+            alone = outcome_of(members[0], outcomes) if len(members) == 1 else contextlib.nullcontext()
+            with alone, progress(*sizes) if progress else ProgressBar(console, *sizes) as shown:
+                fit([job.run for job in members], splits, trainer, device, Recorder(members, trainer, shown))
         for job in ready:
+            if id(job) in outcomes:
+                continue
             with outcome_of(job, outcomes):
                 if job.error is not None:
                     raise job.error
@@ -95,7 +106,7 @@ def outcome_of(job: Job, outcomes: dict[int, dict[str, Any] | BaseException]) ->
 class Recorder:
     """Writes what the engine tells into each run's folder and tracker."""
 
-    def __init__(self, jobs: Sequence[Job], trainer: TrainerConfig, progress: ProgressBar):
+    def __init__(self, jobs: Sequence[Job], trainer: TrainerConfig, progress: Progress):
         self.jobs = {id(job.run): job for job in jobs}
         self.trainer, self.progress = trainer, progress
         self.epoch_started = {id(job.run): time.perf_counter() for job in jobs}

@@ -1,12 +1,15 @@
-"""A worker process of a sweep: python -m vae_lab.worker SPEC.json trains the jobs listed there as one cohort."""
+"""A worker process of a sweep: python -m vae_lab.worker trains the cohorts whose files are named on its stdin."""
 
+import importlib
 import json
 import logging
 import os
+import queue
 import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,10 @@ from rich.console import Console
 
 from vae_lab import lock
 from vae_lab.interrupt import interrupts
+from vae_lab.progress import Metrics
 from vae_lab.run_dir import RunDir
+
+IMPORTED_EARLY = ("vae_lab.train", "vae_lab.evaluate", "vae_lab.figures", "matplotlib.backends.backend_agg", "wandb")
 
 
 class OwnLog(logging.FileHandler):
@@ -29,37 +35,103 @@ class OwnLog(logging.FileHandler):
         return getattr(record, "folder", self.folder) == self.folder
 
 
-def end_with(parent: int) -> None:
-    """Interrupt this process when its parent is gone: a sweep that was killed leaves no worker behind."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os.kill(os.getpid(), signal.SIGTERM)
+class Note:
+    """Says in a small file, every half second, how far a cohort is; that the file changes shows that the worker lives."""
+
+    def __init__(self, path: Path, epochs: int, images_per_epoch: int, steps_per_epoch: int):
+        self.path, self.epochs, self.images, self.steps = path, epochs, images_per_epoch, steps_per_epoch
+        self.started, self.noted, self.first_step = time.perf_counter(), 0.0, -1
+
+    def __enter__(self) -> "Note":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.phase("evaluating and drawing", self.steps * self.epochs)
+
+    def images_per_s(self, step: int) -> float:
+        """Images a second and run since the first step seen here."""
+        if self.first_step < 0:
+            self.first_step = step - 1
+        return (step - self.first_step) * self.images / self.steps / max(1e-9, time.perf_counter() - self.started)
+
+    def on_step(self, step: int, means: Callable[[], Metrics]) -> None:
+        if time.perf_counter() - self.noted > 0.5:
+            self.phase("training", step)
+
+    def phase(self, phase: str, step: int) -> None:
+        """Write the note."""
+        self.noted = time.perf_counter()
+        known = {"phase": phase, "step": step, "steps": self.steps * self.epochs, "images_per_s": self.images_per_s(step)}
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(known | {"epoch": step // self.steps, "epochs": self.epochs}), encoding="utf-8")
+        os.replace(temporary, self.path)
+
+    def on_epoch(self, epoch: int, step: int, metrics: Metrics) -> None:
+        pass
+
+    def line(self, text: str) -> None:
+        pass
 
 
-def main(spec: str) -> None:
-    """Train the cohorts of a spec file, one after the other. What becomes of each run is in its folder."""
+class Orders:
+    """Work from the parent. When it is gone, so that stdin ends, this process interrupts itself: no worker outlives its sweep."""
+
+    def __init__(self) -> None:
+        self.files: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self.busy = threading.Event()
+        threading.Thread(target=self._listen, name="orders", daemon=True).start()
+
+    def _listen(self) -> None:
+        for line in sys.stdin:
+            self.busy.set()
+            self.files.put(line.strip())
+        self.files.put(None)
+        if self.busy.is_set():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def work(order: dict[str, Any]) -> None:
+    """Train the cohort of one order. What becomes of each run is in its folder."""
+    import torch
+
     from vae_lab.train import train_cohort
 
-    interrupts.install()
-    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
-    cohorts: list[list[dict[str, Any]]] = json.loads(Path(spec).read_text(encoding="utf-8"))
+    torch.set_num_threads(order["threads"])
+    folders = [Path(job["folder"]) for job in order["jobs"]]
+    locks = [lock.acquire(folder)[0] for folder in folders]
     logger = logging.getLogger()
     logger.setLevel(logging.INFO)
-    for jobs in cohorts:
-        if interrupts.requested is not None:
-            break
-        folders = [Path(job["folder"]) for job in jobs]
-        locks = [lock.acquire(folder)[0] for folder in folders]
-        handlers = [OwnLog(folder) for folder in folders]
-        for handler in handlers:
-            logger.addHandler(handler)
-        train_cohort([job["cfg"] for job in jobs], folders, Console(file=sys.stdout, force_terminal=False))
+    handlers = [OwnLog(folder) for folder in folders]
+    for handler in handlers:
+        logger.addHandler(handler)
+    try:
+        console = Console(file=sys.stdout, force_terminal=False)
+        note = Path(order["note"])
+        train_cohort([job["cfg"] for job in order["jobs"]], folders, console, lambda *sizes: Note(note, *sizes))
+    except BaseException:
+        logger.exception("the cohort of this run ended; the run goes on alone")
+        raise
+    finally:
         for folder, held, handler in zip(folders, locks, handlers, strict=True):
             logger.removeHandler(handler)
             handler.close()
             lock.release(folder, held)
+
+
+def main() -> None:
+    """Import, then train what is asked for, until there is no more."""
+    interrupts.install()
+    orders = Orders()
+    for module in IMPORTED_EARLY:
+        importlib.import_module(module)
+    while (file := orders.files.get()) is not None:
+        work(json.loads(Path(file).read_text(encoding="utf-8")))
+        if interrupts.requested is not None:
+            break
+        orders.busy.clear()
+        Path(file).unlink()
     interrupts.leave(0)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

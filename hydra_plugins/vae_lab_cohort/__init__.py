@@ -13,27 +13,35 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 class CohortLauncher(Launcher):
     """Composes every job, then trains them together; leaves the folders that the basic launcher would."""
 
-    def __init__(self, max_cohort: int | None, workers: int | None):
-        self.max_cohort, self.workers = max_cohort, workers
+    def __init__(self, **options: object):
+        from vae_lab.planning import SweepOptions
+
+        self.options = SweepOptions.of(options)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keep what `launch` needs."""
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Train all jobs; ends the process with code 8 if any failed."""
-        from vae_lab.entry import lead_sweep
+        """Train all jobs; those that fail do not stop the others, and end the command with code 8."""
+        from vae_lab.entry import one_message
+        from vae_lab.interrupt import interrupts
+        from vae_lab.multirun import lead, warm_up
 
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        interrupts.install()
+        folder = Path(self.config.hydra.sweep.dir)
+        workers = warm_up(folder, str(self.config.device), len(job_overrides), self.options.workers)
         composed = [self._compose(list(overrides), initial_job_idx + i) for i, overrides in enumerate(job_overrides)]
-        results = lead_sweep(
-            Path(self.config.hydra.sweep.dir),
-            [(config, folder) for config, folder, _ in composed],
-            prepare_folder=lambda number, folder: _write_hydra_files(composed[number][2], folder),
-            max_cohort=self.max_cohort,
-            workers=self.workers,
-        )
+        with one_message():
+            results = lead(
+                folder,
+                [(config, folder) for config, folder, _ in composed],
+                prepare_folder=lambda index, folder: _write_hydra_files(composed[index][2], folder),
+                workers=workers,
+                options=self.options,
+            )
         return [_job_return(config, full, result) for (config, _, full), result in zip(composed, results, strict=True)]
 
     def _compose(self, overrides: list[str], number: int) -> tuple[DictConfig, Path, DictConfig]:

@@ -1,0 +1,127 @@
+"""`-m` between Hydra and the sweep: jobs composed by Hydra are checked, planned, trained, and concluded with one exit code."""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.measure import Measurement
+
+from vae_lab import lock
+from vae_lab.config import Device, to_plain
+from vae_lab.errors import SweepError
+from vae_lab.interrupt import interrupts
+from vae_lab.planning import Cost, Planned, SweepOptions, default_workers, plan, stacking_key
+from vae_lab.pool import Worker
+from vae_lab.run_dir import RunDir
+from vae_lab.sweep import LEDGER, Sweep
+from vae_lab.sweep_display import closing_table
+
+_sweeps: list[tuple[Sweep, Any]] = []  # of this process, with the lock of its folder
+
+
+def warm_up(folder: Path, device: str, num_jobs: int, num_workers: int | None) -> list[Worker]:
+    """Start the workers of a new sweep, which import while Hydra composes; without torch, a GPU is known by its driver."""
+    if any(sweep.folder == folder for sweep, _ in _sweeps):
+        return []
+    on_gpu = device in ("cuda", "mps") or (device == "auto" and (Path("/dev/nvidiactl").exists() or sys.platform == "darwin"))
+    return [Worker.start() for _ in range(min(num_jobs, num_workers or default_workers(on_gpu)))]
+
+
+def lead(
+    folder: Path,
+    composed: Sequence[tuple[DictConfig, Path]],
+    prepare_folder: Callable[[int, Path], None],
+    workers: list[Worker],
+    options: SweepOptions,
+) -> list[dict[str, Any] | None]:
+    """Check and train jobs of the sweep in `folder`, some of which may have been trained before.
+
+    Args:
+        folder: sweep directory, locked from here on.
+        composed: each job's config and the folder that Hydra would give it.
+        prepare_folder: writes what Hydra leaves in a job's folder, given its place in `composed`.
+        workers: of `warm_up`.
+        options: of the launcher.
+
+    Returns:
+        Each job's results, None where it has none.
+    """
+    from vae_lab.job import choose_device
+
+    earlier = next((sweep for sweep, _ in _sweeps if sweep.folder == folder), None)
+    offset = len(earlier.jobs) if earlier else 0
+    jobs = _planned(folder, composed, offset)
+    if earlier is None:
+        held, _ = lock.acquire(folder)
+        earlier = Sweep(folder, Console(), workers, options.stall_seconds)
+        _sweeps.append((earlier, held))
+    sweep = earlier
+    sweep.settle_folders(jobs)
+    sweep.jobs += jobs
+    for job in jobs:
+        job.state = "completed" if job.is_finished() else "not_run"
+    todo = [job for job in jobs if job.state == "not_run"]
+    for job in todo:  # what ended before is tried again, and must not be mistaken for its outcome
+        RunDir(job.folder).results.unlink(missing_ok=True)
+    on_gpu = choose_device(Device(jobs[0].cfg["device"])).type != "cpu"
+    num_workers = options.workers or default_workers(on_gpu)
+    cohorts = plan(todo, options.max_cohort, num_workers, on_gpu)
+    sweep.console.print(_intention(jobs, todo, cohorts), highlight=False, soft_wrap=True)
+    with interrupts.deferred():
+        sweep.train(cohorts, num_workers, lambda job: prepare_folder(job.number - offset, job.folder))
+    if interrupts.requested is not None:
+        close()
+        interrupts.check()
+    return [job.results() for job in jobs]
+
+
+def _planned(folder: Path, composed: Sequence[tuple[DictConfig, Path]], offset: int) -> list[Planned]:
+    from vae_lab.data.base import dataset
+    from vae_lab.entry import check
+
+    costs: dict[str, Cost] = {}
+    jobs = []
+    for index, (cfg, path) in enumerate(composed):
+        plain = to_plain(cfg)
+        if plain["tracking"].get("group", "") is None:
+            plain["tracking"]["group"] = folder.name
+        run = check(plain)
+        key = stacking_key(plain, run)
+        if key not in costs:
+            costs[key] = Cost.of(run, dataset(plain["data"]).image_shape, plain["trainer"]["batch_size"])
+        jobs.append(Planned(offset + index, plain, path, key, costs[key]))
+    return jobs
+
+
+def _intention(jobs: Sequence[Planned], todo: Sequence[Planned], cohorts: Sequence[Sequence[Planned]]) -> str:
+    sizes = [len(cohort) for cohort in cohorts]
+    stacked = ", ".join(f"{sizes.count(size)} of {size}" for size in sorted({*sizes}, reverse=True))
+    before = f", {len(jobs) - len(todo)} finished before" if len(todo) < len(jobs) else ""
+    return f"{len(jobs)} runs{before}; cohorts: {stacked or 'none'}"
+
+
+def close() -> None:
+    """End the workers of every sweep of this process, and print its table."""
+    for sweep, held in _sweeps:
+        sweep.close()
+        table = closing_table(sweep.jobs)
+        natural = Measurement.get(sweep.console, sweep.console.options.update(max_width=10_000), table).maximum
+        sweep.console.print(table, width=None if sweep.console.is_terminal else natural)
+        counts = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in sweep.counts().items())
+        sweep.console.print(f"{counts}  {sweep.folder}", highlight=False, soft_wrap=True)
+        lock.release(sweep.folder, held)
+
+
+def conclude() -> None:
+    """The end of a command.
+
+    Raises:
+        SweepError: some runs of its sweep failed.
+    """
+    close()
+    for sweep, _ in _sweeps:
+        if failed := sweep.counts()["failed"]:
+            raise SweepError(f"{failed} of {len(sweep.jobs)} runs failed; causes and logs: {sweep.folder / LEDGER}")

@@ -1,0 +1,99 @@
+"""Worker processes of a sweep: started early, so that they import while jobs are composed; given work through their stdin."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from vae_lab.planning import Cohort
+
+SINGLE_THREADED = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")  # until the work says how many it gets
+
+
+@dataclass
+class Worker:
+    """A process of `python -m vae_lab.worker`.
+
+    Its work is a file that lists a cohort. The process deletes the file when the cohort has ended, and keeps a note of how far
+    it is beside it.
+    """
+
+    process: "subprocess.Popen[bytes]"
+    log: IO[bytes]
+    cohort: Cohort = field(default_factory=list)
+    given: float = 0.0
+
+    @classmethod
+    def start(cls) -> "Worker":
+        """Start a process that imports what training needs and waits."""
+        # Appending, so that reading it here does not move the place where the process writes.
+        log = tempfile.TemporaryFile("a+b")  # noqa: SIM115
+        command, environment = [sys.executable, "-m", "vae_lab.worker"], os.environ | SINGLE_THREADED
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
+        return cls(process, log)
+
+    @property
+    def work(self) -> Path:
+        return Path(tempfile.gettempdir()) / f"vae_lab-work-{os.getpid()}-{self.process.pid}.json"
+
+    @property
+    def note(self) -> Path:
+        return self.work.with_suffix(".note")
+
+    def give(self, cohort: Cohort, threads: int) -> None:
+        """Let it train a cohort."""
+        self.cohort, self.given = cohort, time.time()
+        jobs = [{"cfg": job.cfg, "folder": str(job.folder)} for job in cohort]
+        self.work.write_text(json.dumps({"threads": threads, "jobs": jobs, "note": str(self.note)}), encoding="utf-8")
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it died idle, which `alive` says
+            self.process.stdin.write(f"{self.work}\n".encode())
+            self.process.stdin.flush()
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    @property
+    def busy(self) -> bool:
+        return self.work.exists()
+
+    def progress(self) -> dict[str, Any]:
+        """What it last noted: phase, step, steps, epoch, epochs, images_per_s; empty before it begins."""
+        try:
+            return json.loads(self.note.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+
+    def silent_for(self) -> float:
+        """Seconds since it last noted anything."""
+        last = self.note.stat().st_mtime if self.note.exists() else 0.0
+        return time.time() - max(last, self.given)
+
+    def last_words(self) -> str:
+        """How it ended, and the last lines that it wrote."""
+        code = self.process.returncode
+        self.log.seek(0)
+        tail = self.log.read().decode(errors="replace").strip().splitlines()[-3:]
+        ended = f"signal {-code}" if code < 0 else f"code {code}"
+        return f"its worker process ended with {ended}. {' / '.join(tail)}".strip()
+
+    def close(self) -> None:
+        """End it, in its own way if it has trained and is idle, and remove its files."""
+        if self.busy or not self.given:
+            self.process.kill()
+        if self.process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self.process.stdin.close()
+        self.process.wait()
+        self.log.close()
+        for path in (self.work, self.note):
+            path.unlink(missing_ok=True)
