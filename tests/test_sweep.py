@@ -1,12 +1,8 @@
 """Sweeps: cohorts in worker processes give what the basic launcher gives, and lose nothing."""
 
 import json
-import os
-import random
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -128,66 +124,6 @@ def test_going_on_trains_only_what_is_missing(tmp_path: Path) -> None:
     assert {name: after[name].results.stat().st_mtime_ns for name in before} == before
     assert ledger(folder)["completed"] == 4
     assert len({run.read_config()["seed"] for run in after.values()}) == 4
-
-
-def start(folder: Path, *arguments: str) -> subprocess.Popen:
-    command = [sys.executable, str(ROOT / "run.py"), "-m", "hydra/launcher=cohort", f"hydra.sweep.dir={folder}", *SMALL, *arguments]
-    return subprocess.Popen(command, cwd=folder.parent, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
-def children(pid: int) -> list[int]:
-    listing = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
-    return [int(word) for word in listing.stdout.split()]
-
-
-LONG = ("model=autoencoder,vae", "seed=0,1", "trainer.epochs=300", "trainer.checkpoint_every=20", "trainer.checkpoint_seconds=0")
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("undisturbed") / "sweep"
-    assert launch(folder, *LONG).returncode == 0
-    return folder
-
-
-def any_epoch(folder: Path) -> bool:
-    return any(run.metrics.exists() and len(run.read_metrics()) > 2 for run in runs(folder).values())
-
-
-def test_a_killed_worker_costs_no_run(undisturbed: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "sweep"
-    process = start(folder, *LONG)
-    while not any_epoch(folder):
-        time.sleep(0.02)
-    workers = children(process.pid)
-    assert workers
-    os.kill(workers[0], signal.SIGKILL)
-    assert process.wait(200) == 0
-    assert ledger(folder)["completed"] == 4
-    assert_same(folder, undisturbed)
-    assert not list(folder.glob(".worker-*"))
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_parent_is_gone_on_from(undisturbed: Path, tmp_path: Path, number: signal.Signals) -> None:
-    folder = tmp_path / "sweep"
-    process = start(folder, *LONG)
-    while not any_epoch(folder):
-        time.sleep(0.02)
-    time.sleep(random.Random(int(number)).uniform(0, 0.5))
-    workers = children(process.pid)
-    process.send_signal(number)
-    assert process.wait(60) in (143, -signal.SIGKILL)
-    if number == signal.SIGTERM:
-        content = ledger(folder)
-        assert content["completed"] + content["interrupted"] == 4
-    deadline = time.monotonic() + 20
-    while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not any(Path(f"/proc/{pid}").exists() for pid in workers), "a worker outlived its sweep"
-    assert launch(folder, *LONG).returncode == 0
-    assert ledger(folder)["completed"] == 4
-    assert_same(folder, undisturbed)
 
 
 def test_a_wrong_job_is_found_before_any_starts(tmp_path: Path) -> None:

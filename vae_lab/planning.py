@@ -90,12 +90,15 @@ class Cost:
 
     @classmethod
     def of(cls, run: "Run", image_shape: Sequence[int], batch_size: int) -> "Cost":
-        """Counted on one image: a backward pass costs two forward passes, a state is kept about eight times."""
+        """Counted on one image: a backward pass costs two forward passes, a state is kept about eight times.
+
+        A system that fails here will fail in training, where it costs itself alone; it is not stacked.
+        """
         import torch
 
         from vae_lab.objectives.base import Batch
 
-        operations, values = 0, 0
+        operations, values = 0.0, 0
 
         def count(module: torch.nn.Module, inputs: Any, output: Any) -> None:
             nonlocal operations, values
@@ -108,10 +111,14 @@ class Cost:
 
         hooks = [module.register_forward_hook(count) for module in run.system.modules()]
         noise = {name: torch.zeros(1, *shape) for name, shape in run.system.noise_shapes().items()}
-        with torch.no_grad():
-            run.system(Batch(torch.zeros(1, *image_shape), None), noise, torch.tensor(0))
-        for hook in hooks:
-            hook.remove()
+        try:
+            with torch.no_grad():
+                run.system(Batch(torch.zeros(1, *image_shape), torch.zeros(1, dtype=torch.int64)), noise, torch.tensor(0))
+        except (Exception, SystemExit):
+            operations = math.inf
+        finally:
+            for hook in hooks:
+                hook.remove()
         memory = 4 * (8 * run.system.num_parameters() + 4 * batch_size * (values + 2 * math.prod(image_shape)))
         return cls(3 * batch_size * operations, memory)
 

@@ -35,14 +35,16 @@ class Sweep:
 
     def settle_folders(self, jobs: Sequence[Planned]) -> None:
         """Let each job use the folder where its config was trained before, whatever its number was then."""
-        before = {}
+        before: dict[str, list[Path]] = {}
+        taken = {job.folder for job in self.jobs}
         for config in sorted(self.folder.glob("*/config.yaml")):
-            before[fingerprint(RunDir(config.parent).read_config())] = config.parent
-        taken = {*before.values(), *(job.folder for job in self.jobs)}
+            if config.parent not in taken:
+                before.setdefault(fingerprint(RunDir(config.parent).read_config()), []).append(config.parent)
+                taken.add(config.parent)
         for job in jobs:
             known = before.get(fingerprint(job.cfg))
-            if known is not None:
-                job.folder = known
+            if known:
+                job.folder = known.pop(known.index(job.folder) if job.folder in known else 0)
             elif job.folder in taken:
                 numbered = (job.folder.with_name(f"{job.folder.name}-{i}") for i in range(2, 10_000))
                 job.folder = next(folder for folder in numbered if folder not in taken)

@@ -114,6 +114,7 @@ class WandbTracker(Tracker):
             init_timeout=config.init_timeout,
             finish_timeout=config.finish_timeout,
             x_disable_meta=True,  # it would upload sys.argv
+            x_save_requirements=False,  # reads the metadata of every installed package, for every run
         )
         return wandb.init(
             project=config.project,
