@@ -30,14 +30,16 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vae_lab import security
 from vae_lab.config import REGISTERED_GROUPS, RunConfig, flatten, to_plain, typed
-from vae_lab.errors import ConfigError, VaeLabError, did_you_mean
+from vae_lab.errors import ConfigError, Interrupted, VaeLabError, did_you_mean
 from vae_lab.interrupt import interrupts
+from vae_lab.run_dir import RunDir
 
 if TYPE_CHECKING:
     from vae_lab.engine import Run
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 _held: list[Any] = []  # locks of this process, released when it ends
+_sweep_folder: list[Path] = []  # of this command, if it is a sweep
 
 
 def slug(text: str) -> str:
@@ -73,6 +75,9 @@ def prepare(argv: Sequence[str]) -> list[str]:
                 raise ConfigError(f"hydra.sweep.subdir={subdir}: must stay inside the sweep's folder.")
             if hydra.runtime.choices["hydra/launcher"] == "cohort":
                 SweepOptions.of(hydra.launcher)
+            _sweep_folder.append(Path(hydra.sweep.dir).absolute())
+            overrides = [line for line in overrides if not line.startswith("hydra.sweep.dir=")]
+            overrides.append(f"hydra.sweep.dir={quote(str(_sweep_folder[0]))}")
         elif not args.cfg:
             plain = to_plain(cfg)
             check(plain)
@@ -106,7 +111,6 @@ def search_path(config_dir: str | None) -> list[str]:
 def run(cfg: DictConfig) -> dict[str, Any]:
     """The task: train one run in the folder that Hydra made; returns its results."""
     from vae_lab.resume import reserve
-    from vae_lab.train import train
 
     plain = to_plain(cfg)
     hydra_cfg = HydraConfig.get()
@@ -115,21 +119,39 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         interrupts.install()
         check(plain)
         _, lock, finished = reserve(folder, plain, explicit=True)
-        if finished is None:
-            _held.append(lock)
-            return train(plain, folder)
-        return finished
+        if finished is not None:
+            return finished
+        _held.append(lock)
+        return _train_one_of_many(plain, folder)
+    from vae_lab.train import train
+
     with one_message():
         return train(plain, folder)
 
 
+def _train_one_of_many(plain: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Train a job of a launcher that is not ours; what ends it is in its folder, and costs no other job."""
+    from vae_lab.train import train
+
+    try:
+        return train(plain, folder)
+    except Interrupted as error:
+        fail(error)
+    except (Exception, SystemExit) as error:
+        results = RunDir(folder).read_results()
+        if results is None:
+            raise
+        sys.stderr.write(f"failed: {folder.name}: {type(error).__name__}: {error}\n")
+        return results
+
+
 def conclude() -> None:
     """What remains when Hydra has returned: the end of a sweep, with its exit code."""
-    if "vae_lab.multirun" in sys.modules:
+    if _sweep_folder:
         from vae_lab import multirun
 
         with one_message():
-            multirun.conclude()
+            multirun.conclude(_sweep_folder[0])
     interrupts.leave(0)
 
 

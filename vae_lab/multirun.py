@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.measure import Measurement
 
 from vae_lab import lock
 from vae_lab.config import Device, to_plain
@@ -17,7 +17,7 @@ from vae_lab.planning import Cost, Planned, SweepOptions, default_workers, plan,
 from vae_lab.pool import Worker
 from vae_lab.run_dir import RunDir
 from vae_lab.sweep import LEDGER, Sweep
-from vae_lab.sweep_display import closing_table
+from vae_lab.sweep_display import print_closing
 
 _sweeps: list[tuple[Sweep, Any]] = []  # of this process, with the lock of its folder
 
@@ -73,7 +73,7 @@ def lead(
     with interrupts.deferred():
         sweep.train(cohorts, num_workers, lambda job: prepare_folder(job.number - offset, job.folder))
     if interrupts.requested is not None:
-        close()
+        _close()
         interrupts.check()
     return [job.results() for job in jobs]
 
@@ -103,25 +103,46 @@ def _intention(jobs: Sequence[Planned], todo: Sequence[Planned], cohorts: Sequen
     return f"{len(jobs)} runs{before}; cohorts: {stacked or 'none'}"
 
 
-def close() -> None:
-    """End the workers of every sweep of this process, and print its table."""
+def _close() -> None:
+    """End the workers, and print the table of all runs."""
     for sweep, held in _sweeps:
         sweep.close()
-        table = closing_table(sweep.jobs)
-        natural = Measurement.get(sweep.console, sweep.console.options.update(max_width=10_000), table).maximum
-        sweep.console.print(table, width=None if sweep.console.is_terminal else natural)
+        print_closing(sweep.console, sweep.jobs)
         counts = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in sweep.counts().items())
         sweep.console.print(f"{counts}  {sweep.folder}", highlight=False, soft_wrap=True)
-        lock.release(sweep.folder, held)
+        if held is not None:
+            lock.release(sweep.folder, held)
 
 
-def conclude() -> None:
-    """The end of a command.
+def _account(folder: Path) -> None:
+    """The ledger of a sweep that another launcher trained, from the folders that it left."""
+    sweep = Sweep(folder, Console(), [], None)
+    for number, hydra_files in enumerate(sorted(folder.glob("*/.hydra/config.yaml"), key=_job_number)):
+        run_dir = RunDir(hydra_files.parent.parent)
+        started = run_dir.config.exists()
+        cfg = yaml.safe_load((run_dir.config if started else hydra_files).read_text(encoding="utf-8"))
+        job = Planned(number, cfg, run_dir.path, "", Cost(0, 0), state="interrupted" if started else "not_run")
+        job.look()
+        sweep.jobs.append(job)
+    sweep.write()
+    _sweeps.append((sweep, None))
+
+
+def _job_number(hydra_files: Path) -> tuple[int, str]:
+    name = hydra_files.parent.parent.name
+    number = name.partition("_")[0]
+    return int(number) if number.isdigit() else sys.maxsize, name
+
+
+def conclude(folder: Path) -> None:
+    """The end of a command that trained the sweep in `folder`.
 
     Raises:
-        SweepError: some runs of its sweep failed.
+        SweepError: some of its runs failed.
     """
-    close()
+    if not _sweeps:
+        _account(folder)
+    _close()
     for sweep, _ in _sweeps:
         if failed := sweep.counts()["failed"]:
             raise SweepError(f"{failed} of {len(sweep.jobs)} runs failed; causes and logs: {sweep.folder / LEDGER}")

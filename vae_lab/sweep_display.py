@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.measure import Measurement
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -14,6 +15,7 @@ from rich.text import Text
 from vae_lab.config import flatten
 from vae_lab.planning import Planned
 from vae_lab.pool import Worker
+from vae_lab.run_dir import RunDir
 
 PLAIN_EVERY_S = 10.0
 # Keys that follow from others, or differ without a choice
@@ -83,8 +85,8 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def closing_table(jobs: Sequence[Planned]) -> Table:
-    """All runs, best test loss first, then what did not complete, with its cause."""
+def print_closing(console: Console, jobs: Sequence[Planned]) -> None:
+    """A table of all runs, best test loss first, then what failed, with its cause and log."""
     swept = swept_keys([job.cfg for job in jobs])
     table = Table("run", *swept, "test loss", "epochs", "state")
 
@@ -95,11 +97,17 @@ def closing_table(jobs: Sequence[Planned]) -> Table:
     for job in sorted(jobs, key=order):
         results, flat = job.results() or {}, flatten(job.cfg)
         loss = results.get("test", {}).get("loss")
-        state = job.state if job.cause is None or job.state == "completed" else f"{job.state}: {job.cause[:160]}"
         values = [Text(str(flat.get(key))) for key in swept]
-        epochs = str(results.get("epochs", ""))
-        table.add_row(Text(job.folder.name), *values, "" if loss is None else f"{loss:.3f}", epochs, Text(state))
-    return table
+        numbers = "" if loss is None else f"{loss:.3f}", str(results.get("epochs", ""))
+        table.add_row(Text(job.folder.name), *values, *numbers, job.state.replace("_", " "))
+    if not console.is_terminal:  # whatever reads this has no width
+        wide = console.options.update(max_width=10_000)
+        console = Console(file=console.file, width=Measurement.get(console, wide, table).maximum)
+    console.print(table)
+    for job in jobs:
+        if job.cause is not None and job.state == "failed":
+            text = f"failed: {job.folder.name}: {job.cause}  ({RunDir(job.folder).log})"
+            console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 def swept_keys(cfgs: Sequence[dict[str, Any]]) -> list[str]:
