@@ -75,6 +75,11 @@ def prepare(argv: Sequence[str]) -> list[str]:
                 raise ConfigError(f"hydra.sweep.subdir={subdir}: must stay inside the sweep's folder.")
             if hydra.runtime.choices["hydra/launcher"] == "cohort":
                 SweepOptions.of(hydra.launcher)
+            if hydra.runtime.choices["hydra/sweeper"] == "optuna":
+                from vae_lab.tune import SearchOptions
+
+                cfg, _ = compose_checked([*overrides, *folders, *SearchOptions.of(hydra.sweeper).examples()], sweep=True)
+                check(to_plain(cfg))
             _sweep_folder.append(Path(hydra.sweep.dir).absolute())
             overrides = [line for line in overrides if not line.startswith("hydra.sweep.dir=")]
             overrides.append(f"hydra.sweep.dir={quote(str(_sweep_folder[0]))}")

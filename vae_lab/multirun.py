@@ -2,19 +2,19 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 from omegaconf import DictConfig
-from rich.console import Console
 
 from vae_lab import lock
 from vae_lab.config import Device, to_plain
 from vae_lab.errors import SweepError
 from vae_lab.interrupt import interrupts
 from vae_lab.planning import Cost, Planned, SweepOptions, default_workers, plan, stacking_key
-from vae_lab.pool import Worker
+from vae_lab.pool import Process, Worker
 from vae_lab.run_dir import RunDir
 from vae_lab.sweep import LEDGER, Sweep
 from vae_lab.sweep_display import print_closing
@@ -22,12 +22,12 @@ from vae_lab.sweep_display import print_closing
 _sweeps: list[tuple[Sweep, Any]] = []  # of this process, with the lock of its folder
 
 
-def warm_up(folder: Path, device: str, num_jobs: int, num_workers: int | None) -> list[Worker]:
+def warm_up(folder: Path, device: str, num_jobs: int, options: SweepOptions) -> list[Worker]:
     """Start the workers of a new sweep, which import while Hydra composes; without torch, a GPU is known by its driver."""
-    if any(sweep.folder == folder for sweep, _ in _sweeps):
+    if options.cluster is not None or any(sweep.folder == folder for sweep, _ in _sweeps):
         return []
     on_gpu = device in ("cuda", "mps") or (device == "auto" and (Path("/dev/nvidiactl").exists() or sys.platform == "darwin"))
-    return [Worker.start() for _ in range(min(num_jobs, num_workers or default_workers(on_gpu)))]
+    return [Process() for _ in range(min(num_jobs, options.workers or default_workers(on_gpu)))]
 
 
 def lead(
@@ -56,7 +56,7 @@ def lead(
     jobs = _planned(folder, composed, offset)
     if earlier is None:
         held, _ = lock.acquire(folder)
-        earlier = Sweep(folder, Console(), workers, options.stall_seconds)
+        earlier = Sweep(folder, workers, partial(_start_worker, folder, options), options.stall_seconds)
         _sweeps.append((earlier, held))
     sweep = earlier
     sweep.settle_folders(jobs)
@@ -67,8 +67,9 @@ def lead(
     for job in todo:  # what ended before is tried again, and must not be mistaken for its outcome
         RunDir(job.folder).results.unlink(missing_ok=True)
     on_gpu = choose_device(Device(jobs[0].cfg["device"])).type != "cpu"
-    num_workers = options.workers or default_workers(on_gpu)
-    cohorts = plan(todo, options.max_cohort, num_workers, on_gpu)
+    num_workers = options.workers or default_workers(on_gpu, options.cluster)
+    # A job of a cluster waits and imports before it trains, so that few large cohorts are better than many small ones.
+    cohorts = plan(todo, options.max_cohort, num_workers, on_gpu, spread=options.cluster is None)
     sweep.console.print(_intention(jobs, todo, cohorts), highlight=False, soft_wrap=True)
     with interrupts.deferred():
         sweep.train(cohorts, num_workers, lambda job: prepare_folder(job.number - offset, job.folder))
@@ -76,6 +77,14 @@ def lead(
         _close()
         interrupts.check()
     return [job.results() for job in jobs]
+
+
+def _start_worker(folder: Path, options: SweepOptions) -> Worker:
+    if options.cluster is None:
+        return Process()
+    from vae_lab.cluster import ClusterWorker
+
+    return ClusterWorker(folder, options.cluster, options.submitit or {})
 
 
 def _planned(folder: Path, composed: Sequence[tuple[DictConfig, Path]], offset: int) -> list[Planned]:
@@ -116,7 +125,7 @@ def _close() -> None:
 
 def _account(folder: Path) -> None:
     """The ledger of a sweep that another launcher trained, from the folders that it left."""
-    sweep = Sweep(folder, Console(), [], None)
+    sweep = Sweep(folder, [], Process, None)
     for number, hydra_files in enumerate(sorted(folder.glob("*/.hydra/config.yaml"), key=_job_number)):
         run_dir = RunDir(hydra_files.parent.parent)
         started = run_dir.config.exists()

@@ -29,6 +29,8 @@ class SweepOptions:
     max_cohort: int | str = bounded(ge=1)  # runs stacked into one model, or auto
     workers: int | None = bounded(ge=1)  # processes
     stall_seconds: float | None = bounded(gt=0)
+    cluster: str | None  # of submitit: slurm, or local
+    submitit: dict[str, Any] | None  # parameters of its executor
 
     @classmethod
     def of(cls, launcher: Any) -> "SweepOptions":
@@ -147,22 +149,24 @@ def largest_cohort(cost: Cost, num_workers: int, on_gpu: bool) -> int:
     return max(1, int(min(by_speed, by_memory)))
 
 
-def plan(jobs: Sequence[Planned], max_cohort: int | str, num_workers: int, on_gpu: bool) -> list[Cohort]:
-    """Stack what may be stacked, evenly and so that every worker has some; the largest work first."""
+def plan(jobs: Sequence[Planned], max_cohort: int | str, num_workers: int, on_gpu: bool, spread: bool = True) -> list[Cohort]:
+    """Stack what may be stacked, evenly, with `spread` so that every worker has some; the largest work first."""
     cohorts: list[Cohort] = []
     for _, group in groupby(sorted(jobs, key=lambda job: (job.key, job.number)), key=lambda job: job.key):
         members = list(group)
         if isinstance(max_cohort, int):
             size = max_cohort
         else:
-            size = min(largest_cohort(members[0].cost, num_workers, on_gpu), -(-len(jobs) // num_workers))
+            size = min(largest_cohort(members[0].cost, num_workers, on_gpu), -(-len(jobs) // num_workers) if spread else len(jobs))
         count = -(-len(members) // size)
         cuts = [len(members) * i // count for i in range(count + 1)]
         cohorts += [members[start:stop] for start, stop in pairwise(cuts)]
     return sorted(cohorts, key=lambda cohort: -(CPU_STEP + len(cohort) * cohort[0].cost.operations) * cohort[0].epochs)
 
 
-def default_workers(on_gpu: bool) -> int:
-    """One process per CPU core that this process may use; one on a GPU."""
+def default_workers(on_gpu: bool, cluster: str | None = None) -> int:
+    """One process per CPU core that this process may use; one on a GPU; eight jobs of a cluster."""
+    if cluster not in (None, "local"):
+        return 8
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return 1 if on_gpu else cores

@@ -7,60 +7,49 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from vae_lab.planning import Cohort
 
 SINGLE_THREADED = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")  # until the work says how many it gets
 
 
-@dataclass
-class Worker:
-    """A process of `python -m vae_lab.worker`.
+class Worker(ABC):
+    """Something that trains a cohort at a time.
 
-    Its work is a file that lists a cohort. The process deletes the file when the cohort has ended, and keeps a note of how far
+    Its work is a file that lists a cohort. The worker deletes the file when the cohort has ended, and keeps a note of how far
     it is beside it.
     """
 
-    process: "subprocess.Popen[bytes]"
-    log: IO[bytes]
-    cohort: Cohort = field(default_factory=list)
-    given: float = 0.0
-
-    @classmethod
-    def start(cls) -> "Worker":
-        """Start a process that imports what training needs and waits."""
-        # Appending, so that reading it here does not move the place where the process writes.
-        log = tempfile.TemporaryFile("a+b")  # noqa: SIM115
-        command, environment = [sys.executable, "-m", "vae_lab.worker"], os.environ | SINGLE_THREADED
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
-        )
-        return cls(process, log)
+    def __init__(self) -> None:
+        self.cohort: Cohort = []
+        self.given = 0.0
+        self.ended_for_silence = False
 
     @property
+    @abstractmethod
     def work(self) -> Path:
-        return Path(tempfile.gettempdir()) / f"vae_lab-work-{os.getpid()}-{self.process.pid}.json"
+        """Where the file lies while there is work."""
 
     @property
     def note(self) -> Path:
         return self.work.with_suffix(".note")
 
-    def give(self, cohort: Cohort, threads: int) -> None:
-        """Let it train a cohort."""
+    def write_order(self, cohort: Cohort, threads: int | None) -> None:
+        """The file; `threads` None leaves their number to the worker."""
         self.cohort, self.given = cohort, time.time()
         jobs = [{"cfg": job.cfg, "folder": str(job.folder)} for job in cohort]
         self.work.write_text(json.dumps({"threads": threads, "jobs": jobs, "note": str(self.note)}), encoding="utf-8")
-        assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it died idle, which `alive` says
-            self.process.stdin.write(f"{self.work}\n".encode())
-            self.process.stdin.flush()
+
+    @abstractmethod
+    def give(self, cohort: Cohort, threads: int) -> None:
+        """Let it train a cohort."""
 
     @property
-    def alive(self) -> bool:
-        return self.process.poll() is None
+    @abstractmethod
+    def alive(self) -> bool: ...
 
     @property
     def busy(self) -> bool:
@@ -78,16 +67,64 @@ class Worker:
         last = self.note.stat().st_mtime if self.note.exists() else 0.0
         return time.time() - max(last, self.given)
 
+    @abstractmethod
+    def interrupt(self) -> None:
+        """Let it finish its step, keep everything, and end."""
+
+    @abstractmethod
+    def kill(self) -> None:
+        """End it now."""
+
+    @abstractmethod
     def last_words(self) -> str:
         """How it ended, and the last lines that it wrote."""
-        code = self.process.returncode
+
+    @abstractmethod
+    def close(self) -> None:
+        """End it, in its own way if it has trained and is idle, and remove its files."""
+
+
+class Process(Worker):
+    """A process of `python -m vae_lab.worker` on this machine; it imports what training needs, and waits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Appending, so that reading it here does not move the place where the process writes.
+        self.log = tempfile.TemporaryFile("a+b")  # noqa: SIM115
+        command, environment = [sys.executable, "-m", "vae_lab.worker"], os.environ | SINGLE_THREADED
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=self.log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
+
+    @property
+    def work(self) -> Path:
+        return Path(tempfile.gettempdir()) / f"vae_lab-work-{os.getpid()}-{self.process.pid}.json"
+
+    def give(self, cohort: Cohort, threads: int) -> None:
+        self.write_order(cohort, threads)
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it died idle, which `alive` says
+            self.process.stdin.write(f"{self.work}\n".encode())
+            self.process.stdin.flush()
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def interrupt(self) -> None:
+        self.process.terminate()
+
+    def kill(self) -> None:
+        self.process.kill()
+
+    def last_words(self) -> str:
+        code = self.process.wait()
         self.log.seek(0)
         tail = self.log.read().decode(errors="replace").strip().splitlines()[-3:]
         ended = f"signal {-code}" if code < 0 else f"code {code}"
         return f"its worker process ended with {ended}. {' / '.join(tail)}".strip()
 
     def close(self) -> None:
-        """End it, in its own way if it has trained and is idle, and remove its files."""
         if self.busy or not self.given:
             self.process.kill()
         if self.process.stdin is not None:

@@ -28,10 +28,10 @@ class Sweep:
     time it counts as failed. A worker that says nothing for `stall_seconds` is ended.
     """
 
-    def __init__(self, folder: Path, console: Console, workers: list[Worker], stall_seconds: float | None):
-        self.folder, self.console, self.workers, self.stall_seconds = folder, console, workers, stall_seconds
+    def __init__(self, folder: Path, workers: list[Worker], start_worker: Callable[[], Worker], stall_seconds: float | None):
+        self.folder, self.workers, self.start_worker, self.stall_seconds = folder, workers, start_worker, stall_seconds
+        self.console = Console()
         self.jobs: list[Planned] = []
-        self.killed: set[int] = set()  # process ids of workers that were ended for their silence
 
     def settle_folders(self, jobs: Sequence[Planned]) -> None:
         """Let each job use the folder where its config was trained before, whatever its number was then."""
@@ -62,7 +62,7 @@ class Sweep:
                     if interrupts.requested is not None:
                         waiting.clear()
                         for worker in self.workers:
-                            worker.process.terminate()
+                            worker.interrupt()
                     while waiting and (free := self.free_worker(num_workers)) is not None:
                         cohort = waiting.pop(0)
                         for job in cohort:
@@ -75,8 +75,8 @@ class Sweep:
                             waiting = [*self.account(worker), *waiting]
                             self.write()
                         elif worker.cohort and self.stall_seconds and worker.silent_for() > self.stall_seconds:
-                            self.killed.add(worker.process.pid)
-                            worker.process.kill()
+                            worker.ended_for_silence = True
+                            worker.kill()
                     display.show(self.workers)
             finally:
                 self.write()
@@ -90,7 +90,7 @@ class Sweep:
             if not worker.cohort:
                 return worker
         if len(self.workers) < num_workers:
-            self.workers.append(Worker.start())
+            self.workers.append(self.start_worker())
             return self.workers[-1]
         return None
 
@@ -99,9 +99,8 @@ class Sweep:
         cohort, worker.cohort = worker.cohort, []
         died = worker.busy
         if died:
-            worker.process.wait()
             words = worker.last_words()
-            if worker.process.pid in self.killed:
+            if worker.ended_for_silence:
                 words = f"it made no step for {self.stall_seconds:g} s (hydra.launcher.stall_seconds) and was ended"
             worker.close()
             self.workers.remove(worker)

@@ -96,7 +96,8 @@ def work(order: dict[str, Any]) -> None:
 
     from vae_lab.train import train_cohort
 
-    torch.set_num_threads(order["threads"])
+    if order["threads"] is not None:
+        torch.set_num_threads(order["threads"])
     folders = [Path(job["folder"]) for job in order["jobs"]]
     locks = [lock.acquire(folder)[0] for folder in folders]
     logger = logging.getLogger()

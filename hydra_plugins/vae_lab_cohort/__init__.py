@@ -32,7 +32,7 @@ class CohortLauncher(Launcher):
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         interrupts.install()
         folder = Path(self.config.hydra.sweep.dir)
-        workers = warm_up(folder, str(self.config.device), len(job_overrides), self.options.workers)
+        workers = warm_up(folder, str(self.config.device), len(job_overrides), self.options)
         composed = [self._compose(list(overrides), initial_job_idx + i) for i, overrides in enumerate(job_overrides)]
         with one_message():
             results = lead(
