@@ -32,12 +32,16 @@ from vae_lab import security
 from vae_lab.config import REGISTERED_GROUPS, RunConfig, flatten, to_plain, typed
 from vae_lab.errors import ConfigError, Interrupted, VaeLabError, did_you_mean
 from vae_lab.interrupt import interrupts
-from vae_lab.run_dir import RunDir
+from vae_lab.run_dir import RunDir, storage_errors
 
 if TYPE_CHECKING:
     from vae_lab.engine import Run
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
+INSTALLED_BY = dict.fromkeys(
+    ("hydra/launcher=joblib", "hydra/launcher=submitit_local", "hydra/launcher=submitit_slurm"),
+    "It comes with: pip install -e '.[cluster]'",
+)
 _held: list[Any] = []  # locks of this process, released when it ends
 _sweep_folder: list[Path] = []  # of this command, if it is a sweep
 
@@ -75,12 +79,16 @@ def prepare(argv: Sequence[str]) -> list[str]:
                 raise ConfigError(f"hydra.sweep.subdir={subdir}: must stay inside the sweep's folder.")
             if hydra.runtime.choices["hydra/launcher"] == "cohort":
                 SweepOptions.of(hydra.launcher)
+                if hydra.runtime.choices["hydra/sweeper"] == "basic":
+                    overrides = ["hydra/sweeper=product", *(line for line in overrides if line != "hydra/sweeper=basic")]
             if hydra.runtime.choices["hydra/sweeper"] == "optuna":
                 from vae_lab.tune import SearchOptions
 
                 cfg, _ = compose_checked([*overrides, *folders, *SearchOptions.of(hydra.sweeper).examples()], sweep=True)
                 check(to_plain(cfg))
             _sweep_folder.append(Path(hydra.sweep.dir).absolute())
+            with storage_errors(_sweep_folder[0]):
+                _sweep_folder[0].mkdir(parents=True, exist_ok=True)
             overrides = [line for line in overrides if not line.startswith("hydra.sweep.dir=")]
             overrides.append(f"hydra.sweep.dir={quote(str(_sweep_folder[0]))}")
         elif not args.cfg:
@@ -211,6 +219,15 @@ def fail(error: VaeLabError) -> NoReturn:
     sys.exit(error.exit_code)
 
 
+@contextlib.contextmanager
+def composing(what: str) -> Iterator[None]:
+    """Turn Hydra's errors into one message that begins with what is composed."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(f"{what}: {_first_lines(error)}") from error
+
+
 def compose_checked(overrides: Sequence[str], sweep: bool = False) -> tuple[DictConfig, DictConfig]:
     """The resolved config of a command line, and Hydra's own.
 
@@ -254,14 +271,16 @@ def _first_of_sweep(override: Override) -> Override:
 def _explain(overrides: Sequence[Override]) -> None:
     """Raise a better message than Hydra's for an unknown option or key, if that is what is wrong."""
     loader = GlobalHydra.instance().config_loader()
-    groups = [group for group in loader.list_groups("") if group != "hydra"]
+    groups = [group for group in loader.list_groups("") if group != "hydra"] + ["hydra/launcher", "hydra/sweeper"]
     chosen = []
     for override in overrides:
         key, value = override.key_or_group, override.value()
         if key in groups and isinstance(value, str):
             options = loader.get_group_options(key, ObjectType.CONFIG)
             if value not in options:
-                raise ConfigError(f"Unknown {key} '{value}'. Choose from: {', '.join(options)}.{did_you_mean(value, options)}")
+                extra = INSTALLED_BY.get(f"{key}={value}", "")
+                choices = f"Choose from: {', '.join(options)}.{did_you_mean(value, options)}"
+                raise ConfigError(f"Unknown {key} '{value}'. {extra or choices}")
             chosen.append(f"{key}={value}")
     known = [*flatten(OmegaConf.to_container(compose("config", overrides=chosen), enum_to_str=True)), *groups]  # type: ignore[arg-type]
     nodes = {".".join(key.split(".")[:depth]) for key in known for depth in range(1, 1 + key.count("."))}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from rich.console import Console
 
-from vae_lab.config import bounded, flatten, typed
+from vae_lab.config import bounded, typed
 from vae_lab.errors import ConfigError
 from vae_lab.run_dir import write_atomic
 
@@ -166,8 +166,9 @@ def metric(results: dict[str, Any] | None, name: str) -> float | None:
     split, _, term = name.rpartition("/")
     terms = results.get(split, {})
     known = terms | ({"elbo": -(terms["nll"] + terms["kl"])} if "kl" in terms else {})
-    if term not in known:
-        choices = ", ".join(f"{split}/{term}" for split in ("val", "test") for term in flatten(results.get(split, {})))
+    if not isinstance(known.get(term), int | float):
+        both = [(f"{split}/{key}", value) for split in ("val", "test") for key, value in results[split].items()]
+        choices = ", ".join(key for key, value in both if isinstance(value, int | float))
         raise ConfigError(f"hydra.sweeper.metric={name}: these runs have no such number. Choose from: {choices}.")
     return float(known[term])
 

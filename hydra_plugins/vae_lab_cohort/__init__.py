@@ -3,11 +3,19 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus, _save_config, configure_log, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+
+class ProductSweeper(BasicSweeper):
+    """All combinations; each job is composed once, by the launcher, and not before that to see whether it can be."""
+
+    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
+        """Left to the launcher."""
 
 
 class CohortLauncher(Launcher):
@@ -24,7 +32,7 @@ class CohortLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Train all jobs; those that fail do not stop the others, and end the command with code 8."""
-        from vae_lab.entry import one_message
+        from vae_lab.entry import composing, one_message
         from vae_lab.interrupt import interrupts
         from vae_lab.multirun import lead, warm_up
 
@@ -33,8 +41,11 @@ class CohortLauncher(Launcher):
         interrupts.install()
         folder = Path(self.config.hydra.sweep.dir)
         workers = warm_up(folder, str(self.config.device), len(job_overrides), self.options)
-        composed = [self._compose(list(overrides), initial_job_idx + i) for i, overrides in enumerate(job_overrides)]
         with one_message():
+            composed = []
+            for i, overrides in enumerate(job_overrides):
+                with composing(f"job {initial_job_idx + i} ({' '.join(overrides)})"):
+                    composed.append(self._compose(list(overrides), initial_job_idx + i))
             results = lead(
                 folder,
                 [(config, folder) for config, folder, _ in composed],
