@@ -1,0 +1,82 @@
+"""The W&B runs of run directories, and their upload."""
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vae_lab.compare.wandb_client import ask, last_line, no_answer, run_bounded
+from vae_lab.errors import ConfigError, ServiceError
+
+LOOK_S = 40.0
+UPLOAD_S, UPLOAD_PER_RUN_S = 60.0, 10.0
+BATCH = 50  # runs to a `wandb sync`
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """A run directory that W&B knows: the run's id, and a folder for each process that worked on it."""
+
+    folder: Path
+    run_id: str
+    segments: tuple[Path, ...]
+
+    def unsent(self) -> list[Path]:
+        """Offline segments that were never synced; W&B marks those that were."""
+        return [path for path in self.segments if path.name.startswith("offline-") and not any(path.glob("*.wandb.synced"))]
+
+
+def tracked(runs: Iterable[Path]) -> tuple[list[TrackedRun], list[Path]]:
+    """The runs that W&B can show, and the folders of those that it cannot (tracking=none, or W&B was disabled)."""
+    found, untracked = [], []
+    for folder in runs:
+        file = folder / "wandb" / "run-id"
+        run_id = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
+        segments = sorted(path.parent for path in folder.glob(f"wandb/*run-*-{run_id}/run-{run_id}.wandb")) if run_id else []
+        if segments:
+            found.append(TrackedRun(folder.resolve(), run_id, tuple(path.resolve() for path in segments)))
+        else:
+            untracked.append(folder)
+    return found, untracked
+
+
+def upload(runs: Sequence[TrackedRun], project: str, say: Callable[[str], None]) -> int:
+    """Send to `entity/project` what it lacks; returns the number of runs that were sent.
+
+    A run that was logged or synced to another project is copied. What the project has is never sent again: the server would
+    append it, and show every epoch twice.
+
+    Raises:
+        ConfigError: no key, a wrong key, or an entity that is not the key's.
+        ServiceError: the server did not answer in time, or refused.
+    """
+    known = ask("look", LOOK_S, project=project, run_ids=[run.run_id for run in runs])
+    present = set(known["present"])
+    todo = [(run, run.unsent() if run.run_id in present else list(run.segments)) for run in runs]
+    todo = [(run, segments) for run, segments in todo if segments]
+    if todo:
+        say(f"uploading {len(todo)} of {len(runs)} runs to {project}")
+    for start in range(0, len(todo), BATCH):
+        batch = todo[start : start + BATCH]
+        _sync([path for _, segments in batch for path in segments], project, len(batch), known["entities"])
+    return len(todo)
+
+
+def _sync(segments: Sequence[Path], project: str, num_runs: int, entities: Sequence[str]) -> None:
+    """`wandb sync`, which ends with code 0 whatever happens: its success is told by the marks it leaves."""
+    entity, _, name = project.partition("/")
+    for path in segments:
+        for mark in path.glob("*.wandb.synced"):
+            mark.unlink()  # of another project
+    command = [sys.executable, "-m", "wandb", "sync", "--entity", entity, "--project", name, "--include-online"]
+    limit = UPLOAD_S + UPLOAD_PER_RUN_S * num_runs
+    ended = run_bounded([*command, *map(str, segments)], limit)
+    if ended is None:
+        raise no_answer(limit)
+    missing = [path for path in segments if not any(path.glob("*.wandb.synced"))]
+    if not missing:
+        return
+    why = last_line(ended.output)
+    if "entity" in why and "not found" in why:
+        raise ConfigError(f"W&B refused {project}: {why}. This key's entities: {', '.join(entities)}.")
+    raise ServiceError(f"W&B did not take {len(missing)} of {len(segments)} runs, such as {missing[0]}: {why}")
