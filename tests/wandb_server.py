@@ -10,6 +10,7 @@ import json
 import re
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -60,7 +61,7 @@ class WandbServer:
         self.operations: list[str] = []
         self.unknown: list[str] = []
         self.requests = 0
-        self.fail_uploads = False
+        self.slow_streams_s = 0.0
         self.url = ""
         self.lock = threading.RLock()
 
@@ -234,6 +235,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.body()
+        time.sleep(self.state.slow_streams_s if self.path.endswith("/file_stream") else 0)
         with self.state.lock:
             self.state.requests += 1
             if not self.authorized():
@@ -251,8 +253,6 @@ class Handler(BaseHTTPRequestHandler):
         data = self.body()
         with self.state.lock:
             self.state.requests += 1
-            if self.state.fail_uploads:
-                return self.reply({}, 403)
             _, _, entity, project, run_id, name = self.path.split("/", 5)
             self.state.runs[entity, project, run_id].files[name] = data
             return self.reply({})

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,9 +31,9 @@ class Request:
         title: The report's.
     """
 
-    runs: tuple[Path, ...]
-    by: tuple[str, ...]
-    swept: tuple[str, ...]
+    runs: Sequence[Path]
+    by: Sequence[str]
+    swept: Sequence[str]
     metric: str
     summary: str
     project: str
@@ -50,7 +50,7 @@ class Request:
 
     @classmethod
     def from_json(cls, plain: dict[str, Any]) -> "Request":
-        return cls(**plain | {"runs": tuple(map(Path, plain["runs"])), "by": tuple(plain["by"]), "swept": tuple(plain["swept"])})
+        return cls(**plain | {"runs": [Path(path) for path in plain["runs"]]})
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Published:
 
     url: str
     uploaded: int
-    untracked: tuple[Path, ...]
+    untracked: list[Path]
 
 
 def publish(request: Request, say: Callable[[str], None] = lambda line: None) -> Published:
@@ -78,7 +78,7 @@ def publish(request: Request, say: Callable[[str], None] = lambda line: None) ->
     uploaded = upload(runs, request.project, say)
     say(f"saving the report of {len(runs)} runs")
     answer = ask("save", SAVE_S, **request.to_json())
-    return Published(answer["url"], uploaded, tuple(untracked))
+    return Published(answer["url"], uploaded, untracked)
 
 
 def specification(request: Request) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The W&B runs of run directories, and their upload."""
 
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ class TrackedRun:
 
     def unsent(self) -> list[Path]:
         """Offline segments that were never synced; W&B marks those that were."""
-        return [path for path in self.segments if path.name.startswith("offline-") and not any(path.glob("*.wandb.synced"))]
+        return [path for path in self.segments if path.name.startswith("offline-") and _marked(path) is None]
 
 
 def tracked(runs: Iterable[Path]) -> tuple[list[TrackedRun], list[Path]]:
@@ -54,29 +55,32 @@ def upload(runs: Sequence[TrackedRun], project: str, say: Callable[[str], None])
     present = set(known["present"])
     todo = [(run, run.unsent() if run.run_id in present else list(run.segments)) for run in runs]
     todo = [(run, segments) for run, segments in todo if segments]
-    if todo:
-        say(f"uploading {len(todo)} of {len(runs)} runs to {project}")
     for start in range(0, len(todo), BATCH):
         batch = todo[start : start + BATCH]
+        say(f"uploading runs {start + 1} to {start + len(batch)} of {len(todo)} that {project} lacks")
         _sync([path for _, segments in batch for path in segments], project, len(batch), known["entities"])
     return len(todo)
 
 
 def _sync(segments: Sequence[Path], project: str, num_runs: int, entities: Sequence[str]) -> None:
-    """`wandb sync`, which ends with code 0 whatever happens: its success is told by the marks it leaves."""
+    """`wandb sync`, which ends with code 0 whatever happens: its success is told by the marks that it leaves or renews."""
     entity, _, name = project.partition("/")
-    for path in segments:
-        for mark in path.glob("*.wandb.synced"):
-            mark.unlink()  # of another project
-    command = [sys.executable, "-m", "wandb", "sync", "--entity", entity, "--project", name, "--include-online"]
+    command = [sys.executable, "-m", "wandb", "sync", "--entity", entity, "--project", name]
+    command += ["--include-online", "--include-synced"]  # what is to be sent was decided before
     limit = UPLOAD_S + UPLOAD_PER_RUN_S * num_runs
+    before = [_marked(path) for path in segments]
     ended = run_bounded([*command, *map(str, segments)], limit)
     if ended is None:
         raise no_answer(limit)
-    missing = [path for path in segments if not any(path.glob("*.wandb.synced"))]
+    missing = [path for path, mark in zip(segments, before, strict=True) if _marked(path) == mark]
     if not missing:
         return
     why = last_line(ended.output)
-    if "entity" in why and "not found" in why:
+    if re.search(r"not found|permission|error 40[34]", why):
         raise ConfigError(f"W&B refused {project}: {why}. This key's entities: {', '.join(entities)}.")
     raise ServiceError(f"W&B did not take {len(missing)} of {len(segments)} runs, such as {missing[0]}: {why}")
+
+
+def _marked(segment: Path) -> int | None:
+    """When W&B last noted that it has sent this segment, in ns."""
+    return max((mark.stat().st_mtime_ns for mark in segment.glob("*.wandb.synced")), default=None)
