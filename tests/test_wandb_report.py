@@ -54,9 +54,7 @@ def runs(trained: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
     """A server that W&B's client takes for its own, with a key for it and no other settings of W&B in reach."""
-    (tmp_path / "home").mkdir(exist_ok=True)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("NETRC", str(tmp_path / "home" / ".netrc"))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     with serving() as state:
         monkeypatch.setenv("WANDB_BASE_URL", state.url)
         monkeypatch.setenv("WANDB_API_KEY", KEY)
@@ -66,9 +64,8 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbSer
 
 def request_for(folder: Path, *names: str, **changes: Any) -> Request:
     paths = [folder / name for name in names or RUNS]
-    request = Request(
-        paths, ("model", "latent_dim"), ("model.variant", "seed", "optimizer.lr"), "test/nll", SUMMARY, f"{ENTITY}/shown"
-    )
+    swept = ("model.variant", "seed", "optimizer.lr")
+    request = Request({"bce on digits": paths}, ("model", "latent_dim"), swept, "test/nll", SUMMARY, f"{ENTITY}/shown")
     return replace(request, **changes)
 
 
@@ -132,6 +129,21 @@ def test_what_the_report_shows(runs: Path) -> None:
     shown = [panel["config"]["mediaKeys"][0] for panel in panels(pictures)]
     assert shown[0] == "figures/reconstructions"
     assert set(shown) == {f"figures/{path.stem}" for path in (runs / "vae_s0" / "figures").glob("*.png")}
+
+
+def test_panels_never_span_two_sections(runs: Path) -> None:
+    sections = {"sigmoid": [runs / "ae_s0"], "normal": [runs / "vae_s0", runs / "vae_s1"], "nothing": [runs / "unseen"]}
+    spec = specification(request_for(runs, sections=sections))["spec"]
+    headings = [block["children"][0]["text"] for block in spec["blocks"] if block["type"] == "heading" and block["level"] == 1]
+    assert headings == ["Summary", "sigmoid", "normal"]
+    shown = [set(grid["runSets"][0]["filters"]["filters"][0]["value"]) for grid in grids(spec)]
+    ids = {name: (runs / name / "wandb" / "run-id").read_text() for name in ("ae_s0", "vae_s0", "vae_s1")}
+    assert shown == [{ids["ae_s0"]}] * 3 + [{ids["vae_s0"], ids["vae_s1"]}] * 3
+
+
+def test_beta_stands_beside_beta_eff(runs: Path) -> None:
+    for grid in grids(specification(request_for(runs, by=("beta",), swept=("objective.beta",)))["spec"]):
+        assert grid["runSets"][0]["runFeed"]["columnOrder"] == ["summary:test/nll", "config:beta.value", "summary:beta_eff"]
 
 
 def test_panels_do_not_overlap(runs: Path) -> None:
@@ -235,15 +247,15 @@ def test_a_report_is_published_and_read_back(runs: Path, server: WandbServer, ca
 
     report = wr.Report.from_url(published.url)
     assert [type(block).__name__ for block in report.blocks] == (
-        ["H1", "MarkdownBlock", "P", "UnorderedList", "H1", "P", "PanelGrid", "H1", "P", "PanelGrid", "H1", "PanelGrid"]
+        ["H1", "MarkdownBlock", "P", "UnorderedList", "H1", "H2", "P", "PanelGrid", "H2", "P", "PanelGrid", "H2", "PanelGrid"]
     )
     assert (report.entity, report.project, report.title) == (ENTITY, "shown", "AE and VAE: test nll")
     assert report.blocks[1].text == SUMMARY
-    grid = report.blocks[6]
+    grid = report.blocks[7]
     assert grid.runsets[0].groupby == ["config.model_name.value", "config.latent_dim.value"]
     assert (grid.runsets[0].entity, grid.runsets[0].project) == (ENTITY, "shown")
     assert [(panel.x.name, panel.y[0].name) for panel in grid.panels][:2] == [("epoch", "train/loss"), ("epoch", "val/loss")]
-    names = [type(panel).__name__ for panel in report.blocks[9].panels]
+    names = [type(panel).__name__ for panel in report.blocks[10].panels]
     assert names == ["ScatterPlot", "ParallelCoordinatesPlot", "RunComparer"]
 
     (saved,) = server.reports.values()

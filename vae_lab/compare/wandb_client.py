@@ -18,7 +18,7 @@ from typing import Any
 from vae_lab.errors import ConfigError, ServiceError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-HTTP_S = 10  # of one request
+HTTP_S = 10  # of one request, unless WANDB_HTTP_TIMEOUT says otherwise
 NO_KEY = "W&B has no API key here. Run `wandb login`, or set WANDB_API_KEY."
 
 
@@ -40,6 +40,7 @@ def run_bounded(command: Sequence[str], seconds: float, stdin: str = "", silent:
         path = Path(folder)
         environment = {key: value for key, value in os.environ.items() if key != "WANDB_MODE"} | {"WANDB_DIR": folder}
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+        environment.setdefault("WANDB_HTTP_TIMEOUT", str(HTTP_S))
         if silent:
             environment["WANDB_SILENT"] = "true"
         (path / "stdin").write_text(stdin, encoding="utf-8")
@@ -111,7 +112,7 @@ def _look(project: str, run_ids: list[str]) -> dict[str, Any]:
     """Which entities the key may use, and which of the runs the project has."""
     import wandb
 
-    api = wandb.Api(timeout=HTTP_S)
+    api = wandb.Api()
     viewer = api.viewer
     entities = list(dict.fromkeys(name for name in (viewer.entity, *viewer.teams) if name))
     try:
@@ -150,7 +151,7 @@ def _explained(error: Exception) -> dict[str, Any]:
     if cause is None and isinstance(error, wandb.errors.AuthenticationError):
         return {"user": True, "error": f"{text} Run `wandb login --relogin`, or set WANDB_API_KEY."}
     if cause is not None and not status:
-        return {"user": False, "error": str(no_answer(HTTP_S))}
+        return {"user": False, "error": str(no_answer(float(os.environ["WANDB_HTTP_TIMEOUT"])))}
     return {"user": status == 404, "error": f"The W&B server{_address()} refused: {text} ({type(error).__name__})"}
 
 

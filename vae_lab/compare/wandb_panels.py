@@ -101,14 +101,42 @@ def _read_results(folder: Path) -> dict[str, Any]:
     return {split: {term: None for part, _, term in names if part == split} for split in ("train", "val")}
 
 
+class Keys:
+    """The keys of a request."""
+
+    def __init__(self, values: Values, request: "Request"):
+        self.by = [values.key(name) for name in request.by]
+        self.swept = [values.key(name) for name in request.swept]
+        self.metric = values.key(request.metric)
+
+    def columns(self) -> list[str]:
+        """Of the table of runs, from the left; a beta means little without `beta_eff`, which puts it on the common scale."""
+        columns = [self.metric.column]
+        for key in (*self.by, *self.swept):
+            columns += [key.column, "summary:beta_eff"] if key.name == "beta" else [key.column]
+        return list(dict.fromkeys(columns))
+
+
 def blocks(request: "Request", runs: Sequence[TrackedRun], untracked: Sequence[Path], entity: str, project: str) -> list[Any]:
     """The report from top to bottom; its runsets name their place by `entity` and `project`, which may be empty."""
+    keys = Keys(Values(run.folder for run in runs), request)
+    found: list[Any] = [wr.H1("Summary"), wr.MarkdownBlock(request.summary)]
+    if untracked:
+        what = f"{len(untracked)} of {len(runs) + len(untracked)} runs were not logged to W&B and are not in the panels below:"
+        found += [wr.P(what), wr.UnorderedList(items=["/".join(path.resolve().parts[-2:]) for path in untracked])]
+    for heading, paths in request.sections.items():
+        folders = {path.resolve() for path in paths}
+        if members := [run for run in runs if run.folder in folders]:
+            found += [wr.H1(heading), *_section(keys, members, entity, project)]
+    return found
+
+
+def _section(keys: Keys, runs: Sequence[TrackedRun], entity: str, project: str) -> list[Any]:
+    """Curves by groups, then comparisons and pictures run by run."""
     values = Values(run.folder for run in runs)
-    by, swept, metric = [values.key(name) for name in request.by], [values.key(name) for name in request.swept], request.metric
-    order = wr.OrderBy(wr.SummaryMetric(metric), ascending=metric.rpartition("/")[2] in LOWER_IS_BETTER)
+    order = wr.OrderBy(wr.SummaryMetric(keys.metric.name), ascending=keys.metric.name.rpartition("/")[2] in LOWER_IS_BETTER)
 
     def runset(name: str, grouping: Sequence[Key]) -> wr.Runset:
-        columns = list(dict.fromkeys(key.column for key in (values.key(metric), *by, *swept)))
         return wr.Runset(
             entity=entity,
             project=project,
@@ -116,20 +144,16 @@ def blocks(request: "Request", runs: Sequence[TrackedRun], untracked: Sequence[P
             filters=f'Metric("ID") in {[run.run_id for run in runs]!r}',  # other runs of the project stay out
             groupby=[f"{key.section}.{key.name}" for key in grouping],
             order=[order],
-            pinned_columns=columns,
+            pinned_columns=keys.columns(),
         )
 
-    grouped = runset("groups" if by else "runs", by)
-    found: list[Any] = [wr.H1("Summary"), wr.MarkdownBlock(request.summary)]
-    if untracked:
-        what = f"{len(untracked)} of {len(runs) + len(untracked)} runs were not logged to W&B and are not in the panels below:"
-        found += [wr.P(what), wr.UnorderedList(items=["/".join(path.resolve().parts[-2:]) for path in untracked])]
-    bands = "Each line is the median of a group's runs, its band reaches from the lowest to the highest." if by else "A line a run."
-    found += [wr.H1("Learning curves"), wr.P(bands), wr.PanelGrid(runsets=[grouped], panels=curves(values.terms()))]
-    found += [wr.H1("All runs"), wr.P("A point or a line is a run.")]
-    found += [wr.PanelGrid(runsets=[runset("runs", [])], panels=comparisons(values, swept or by, values.key(metric)))]
+    bands = "Each line is the median of a group's runs, its band reaches from the lowest to the highest."
+    found: list[Any] = [wr.H2("Learning curves"), wr.P(bands if keys.by else "Each line is a run.")]
+    found += [wr.PanelGrid(runsets=[runset("groups" if keys.by else "runs", keys.by)], panels=curves(values.terms()))]
+    found += [wr.H2("Run by run"), wr.P("Each point or line is a run.")]
+    found += [wr.PanelGrid(runsets=[runset("runs", [])], panels=comparisons(values, keys.swept or keys.by, keys.metric))]
     if names := values.pictures():
-        found += [wr.H1("Pictures"), wr.PanelGrid(runsets=[runset("runs", [])], panels=pictures(names), hide_run_sets=True)]
+        found += [wr.H2("Pictures"), wr.PanelGrid(runsets=[runset("runs", [])], panels=pictures(names), hide_run_sets=True)]
     return found
 
 

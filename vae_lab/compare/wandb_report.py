@@ -2,8 +2,8 @@
 
 import json
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,8 @@ class Request:
     """What the report is to show.
 
     Attributes:
-        runs: Run directories.
+        sections: Run directories by the heading they stand under. Panels never span two sections: runs that share no scale
+            (another likelihood, binarisation, data set or evaluation) belong into different ones.
         by: Keys of the groups, as in results.json (`model`, `latent_dim`, ...) or in config.yaml (`optimizer.lr`).
         swept: The keys that differ between the runs, named in the same ways.
         metric: What the runs are ranked by, such as `test/elbo`.
@@ -31,7 +32,7 @@ class Request:
         title: The report's.
     """
 
-    runs: Sequence[Path]
+    sections: Mapping[str, Sequence[Path]]
     by: Sequence[str]
     swept: Sequence[str]
     metric: str
@@ -45,12 +46,19 @@ class Request:
                 f"--wandb {self.project}: expected ENTITY/PROJECT, your W&B user or team and a project of it, such as lab/vae."
             )
 
+    @property
+    def runs(self) -> list[Path]:
+        """The run directories of all sections."""
+        return [path for paths in self.sections.values() for path in paths]
+
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"runs": [str(path.resolve()) for path in self.runs]}
+        sections = {heading: [str(path.resolve()) for path in paths] for heading, paths in self.sections.items()}
+        return {field.name: getattr(self, field.name) for field in fields(self)} | {"sections": sections}
 
     @classmethod
     def from_json(cls, plain: dict[str, Any]) -> "Request":
-        return cls(**plain | {"runs": [Path(path) for path in plain["runs"]]})
+        sections = {heading: [Path(path) for path in paths] for heading, paths in plain["sections"].items()}
+        return cls(**plain | {"sections": sections})
 
 
 @dataclass(frozen=True)

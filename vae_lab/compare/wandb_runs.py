@@ -33,7 +33,8 @@ def tracked(runs: Iterable[Path]) -> tuple[list[TrackedRun], list[Path]]:
     for folder in runs:
         file = folder / "wandb" / "run-id"
         run_id = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
-        segments = sorted(path.parent for path in folder.glob(f"wandb/*run-*-{run_id}/run-{run_id}.wandb")) if run_id else []
+        known = re.fullmatch(r"[\w-]+", run_id)  # it goes into patterns and filters
+        segments = sorted(path.parent for path in folder.glob(f"wandb/*run-*-{run_id}/run-{run_id}.wandb")) if known else []
         if segments:
             found.append(TrackedRun(folder.resolve(), run_id, tuple(path.resolve() for path in segments)))
         else:
