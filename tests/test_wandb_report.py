@@ -299,6 +299,30 @@ def test_runs_are_uploaded_once_to_each_project(runs: Path, server: WandbServer)
 
 
 @pytest.mark.slow
+def test_a_copied_run_directory_is_one_run(runs: Path, server: WandbServer) -> None:
+    shutil.copytree(runs / "vae_s0", runs / "copy", symlinks=True)
+    request = request_for(runs, "vae_s0", "copy")
+    assert publish(request).uploaded == 1
+    (run,) = server.runs.values()
+    check_arrived(run, runs / "vae_s0")
+    assert publish(request_for(runs, "copy", "vae_s0")).uploaded == 0  # although the copy bears no mark of W&B
+    check_arrived(run, runs / "vae_s0")
+
+
+@pytest.mark.slow
+def test_a_run_that_lost_its_connection_is_told(runs: Path, server: WandbServer) -> None:
+    request = request_for(runs, "vae_s0")
+    publish(request)
+    (run,) = server.runs.values()
+    del run.summary["epochs"]  # the last that a run logs
+    (segment,) = (runs / "vae_s0" / "wandb").glob("offline-run-*")
+    segment.rename(segment.with_name(segment.name.removeprefix("offline-")))
+    said: list[str] = []
+    assert publish(request, said.append).uploaded == 0
+    assert said[0].startswith(f"vae_s0 is not complete in {ENTITY}/shown")
+
+
+@pytest.mark.slow
 def test_a_refused_upload_can_be_repeated(runs: Path, server: WandbServer) -> None:
     request = request_for(runs, "vae_s0")
     publish(request)

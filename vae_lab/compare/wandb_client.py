@@ -109,17 +109,18 @@ def _without_secrets(text: str) -> str:
 
 
 def _look(project: str, run_ids: list[str]) -> dict[str, Any]:
-    """Which entities the key may use, and which of the runs the project has."""
+    """Which entities the key may use, and of the runs that the project has, the epochs in their results."""
     import wandb
 
     api = wandb.Api()
     viewer = api.viewer
     entities = list(dict.fromkeys(name for name in (viewer.entity, *viewer.teams) if name))
     try:
-        found = [run.id for run in api.runs(project, filters={"name": {"$in": run_ids}}, per_page=500)]
+        runs = api.runs(project, filters={"name": {"$in": run_ids}}, per_page=200, lazy=False)
+        found = {run.id: run.summary.get("epochs") for run in runs}
     except ValueError:  # no such project yet
-        found = []
-    return {"entities": entities, "present": found}
+        found = {}
+    return {"entities": entities, "epochs": found}
 
 
 def _save(**request: Any) -> dict[str, Any]:

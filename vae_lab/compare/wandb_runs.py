@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vae_lab.compare.wandb_client import ask, last_line, no_answer, run_bounded
 from vae_lab.errors import ConfigError, ServiceError
+from vae_lab.run_dir import RunDir
 
 LOOK_S = 40.0
 UPLOAD_S, UPLOAD_PER_RUN_S = 60.0, 10.0
@@ -22,9 +23,16 @@ class TrackedRun:
     run_id: str
     segments: tuple[Path, ...]
 
-    def unsent(self) -> list[Path]:
+    def epochs(self) -> int | None:
+        """Of the results; None if the run did not end."""
+        try:
+            return (RunDir(self.folder).read_results() or {}).get("epochs")
+        except ValueError:
+            return None
+
+    def unsent(self) -> tuple[Path, ...]:
         """Offline segments that were never synced; W&B marks those that were."""
-        return [path for path in self.segments if path.name.startswith("offline-") and _marked(path) is None]
+        return tuple(path for path in self.segments if path.name.startswith("offline-") and _marked(path) is None)
 
 
 def tracked(runs: Iterable[Path]) -> tuple[list[TrackedRun], list[Path]]:
@@ -52,10 +60,16 @@ def upload(runs: Sequence[TrackedRun], project: str, say: Callable[[str], None])
         ConfigError: no key, a wrong key, or an entity that is not the key's.
         ServiceError: the server did not answer in time, or refused.
     """
-    known = ask("look", LOOK_S, project=project, run_ids=[run.run_id for run in runs])
-    present = set(known["present"])
-    todo = [(run, run.unsent() if run.run_id in present else list(run.segments)) for run in runs]
-    todo = [(run, segments) for run, segments in todo if segments]
+    unique = {run.run_id: run for run in reversed(runs)}  # of a copied run directory, the first
+    known = ask("look", LOOK_S, project=project, run_ids=list(unique))
+    todo = []
+    for run in reversed(unique.values()):
+        segments = run.segments if run.run_id not in known["epochs"] else run.unsent()
+        complete = known["epochs"].get(run.run_id) == run.epochs() is not None
+        if segments and not complete:
+            todo.append((run, segments))
+        elif not complete and run.epochs() is not None:
+            say(f"{run.folder.name} is not complete in {project}, where it was logged online: its connection was lost")
     for start in range(0, len(todo), BATCH):
         batch = todo[start : start + BATCH]
         say(f"uploading runs {start + 1} to {start + len(batch)} of {len(todo)} that {project} lacks")
