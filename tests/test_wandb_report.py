@@ -141,6 +141,14 @@ def test_panels_never_span_two_sections(runs: Path) -> None:
     assert shown == [{ids["ae_s0"]}] * 3 + [{ids["vae_s0"], ids["vae_s1"]}] * 3
 
 
+def test_damaged_files_of_one_run_do_not_stop_the_report(runs: Path) -> None:
+    (runs / "ae_s0" / "results.json").write_text("{")
+    (runs / "ae_s0" / "config.yaml").write_text("a: [")
+    curves, comparison, _ = grids(specification(request_for(runs))["spec"])
+    assert len(curves["runSets"][0]["filters"]["filters"][0]["value"]) == 3
+    assert "config:optimizer.value.lr" in comparison["runSets"][0]["runFeed"]["columnOrder"]
+
+
 def test_beta_stands_beside_beta_eff(runs: Path) -> None:
     for grid in grids(specification(request_for(runs, by=("beta",), swept=("objective.beta",)))["spec"]):
         assert grid["runSets"][0]["runFeed"]["columnOrder"] == ["summary:test/nll", "config:beta.value", "summary:beta_eff"]

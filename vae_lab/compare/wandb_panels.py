@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import wandb_workspaces.reports.v2 as wr
+import yaml
 
 from vae_lab.compare.wandb_runs import TrackedRun
 from vae_lab.config import flatten
@@ -66,7 +67,7 @@ class Values:
                 return Key("summary", name, name)
             known |= dict.fromkeys(flat)
         for folder in self.folders:
-            config = flatten(RunDir(folder).read_config())
+            config = _read_config(folder)
             if found := next((key for key in (name, f"{name}.name") if key in config), None):
                 return Key("config", found, name)
         if name in known:
@@ -99,6 +100,14 @@ def _read_results(folder: Path) -> dict[str, Any]:
     first = next(iter(run_dir.read_metrics()), {})
     names = [key.partition("/") for key in first if "/" in key]
     return {split: {term: None for part, _, term in names if part == split} for split in ("train", "val")}
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """config.yaml by flat keys; nothing of a missing or damaged one."""
+    try:
+        return flatten(RunDir(folder).read_config() or {})
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
 
 
 class Keys:
