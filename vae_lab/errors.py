@@ -55,6 +55,12 @@ class SweepError(VaeLabError):
     exit_code = 8
 
 
+class ServiceError(VaeLabError):
+    """A server refused what it was sent, or did not answer in time."""
+
+    exit_code = 9
+
+
 class Interrupted(VaeLabError):
     """SIGINT or SIGTERM arrived; the run left a checkpoint."""
 

@@ -1,0 +1,1 @@
+"""From run directories to an answer. torch is not needed here."""
