@@ -98,7 +98,7 @@ class RunConfig:
 REGISTERED_GROUPS = ("data", "network", "loss", "objective", "model", "optimizer", "scheduler", "tracking")
 # Keys that change nothing in a run's numbers
 FREE_KEYS = (
-    *("name", "device", "resume", "resume_allow", "tracking", "evaluation.figures", "data.root", "data.download"),
+    *("name", "device", "resume", "resume_allow", "tracking", "evaluation.figures", "data.root", "data.download", "data.cache"),
     *("trainer.checkpoint_every", "trainer.checkpoint_seconds"),
 )
 

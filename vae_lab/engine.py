@@ -218,10 +218,10 @@ class _Stretch:
         sums: Tensor | None = None
         names: list[str] = []
         for start in range(0, len(val), size):
-            part = val.select(slice(start, start + size))
+            here = slice(start, start + size)
             noise = {name: draw[:, start : start + size] for name, draw in self.val_noise.items()}
             with self._autocast():
-                terms = self.cohort.terms(Batch(to_float(part.x), part.y), noise, step)
+                terms = self.cohort.terms(Batch(to_float(val.x[here]), None if val.y is None else val.y[here]), noise, step)
             names, part_sums = list(terms), torch.stack(list(terms.values())).sum(-1, dtype=self.sum_dtype)
             sums = part_sums if sums is None else sums + part_sums
         assert sums is not None

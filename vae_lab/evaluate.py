@@ -46,8 +46,7 @@ def evaluate(system: System, images: Images, run: Run, config: EvaluationConfig)
     mus, kls = [], []
     for start in range(0, len(images), config.batch_size):
         here = slice(start, start + config.batch_size)
-        part = images.select(here)
-        batch = Batch(to_float(part.x), part.y)
+        batch = Batch(to_float(images.x[here]), None if images.y is None else images.y[here])
         terms = system(batch, {name: draw[here] for name, draw in noise.items()}, step)
         q = model.posterior(batch.x)
         z = reparameterize(q, noise["eps"][here] if "eps" in noise else None)

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
@@ -14,6 +14,7 @@ Metrics = dict[str, float]
 REFRESH_S = 0.1  # a refresh copies numbers from the device
 
 
+@runtime_checkable
 class Progress(Protocol):
     """What is told how far runs that train together are."""
 

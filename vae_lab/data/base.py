@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vae_lab import registry, rng
 from vae_lab.config import bounded
+from vae_lab.data.stored import StoredPixels
 from vae_lab.errors import ConfigError, DataError
 from vae_lab.networks.base import ImageShape
 
@@ -29,16 +30,20 @@ class Binarize(Enum):
 
 @dataclass(frozen=True)
 class Images:
-    """N images with pixels from 0 to 255, and their class labels where there are any."""
+    """N images with pixels from 0 to 255, and their class labels where there are any.
 
-    x: UInt8[Tensor, "N C H W"]
+    Where they do not fit into memory `x` reads from disk what it is indexed with.
+    """
+
+    x: UInt8[Tensor, "N C H W"] | StoredPixels
     y: Int64[Tensor, " N"] | None = None
 
     def __len__(self) -> int:
         return len(self.x)
 
     def select(self, index: Tensor | slice) -> "Images":
-        return Images(self.x[index], None if self.y is None else self.y[index])
+        pixels = self.x.select(index) if isinstance(self.x, StoredPixels) else self.x[index]
+        return Images(pixels, None if self.y is None else self.y[index])
 
     def to(self, device: torch.device) -> "Images":
         return Images(self.x.to(device), None if self.y is None else self.y.to(device))
@@ -101,14 +106,21 @@ class Dataset(ABC):
         if config.val_size:
             order = torch.randperm(len(train), generator=rng.generator(config.split_seed, "split"))
             val, train = train.select(order[: config.val_size]), train.select(order[config.val_size :].sort().values)
-        parts: list[Any] = [None if part is None else self._kept(part).select(slice(config.limit)) for part in (train, val, test)]
-        parts = [None if part is None else self._binarize(part, index) for index, part in enumerate(parts)]
+        parts = [None if part is None else self._kept(part).select(slice(config.limit)) for part in (train, val, test)]
         digest = hashlib.sha256()
-        for part in parts:
-            for tensor in (part.x, part.y) if part else ():
-                if tensor is not None:
+        for number, part in enumerate(parts):
+            if part is None:
+                continue
+            stored = part.x if isinstance(part.x, StoredPixels) else None
+            whole = parts[number] = self._binarize(part if stored is None else replace(part, x=stored.resident()), number)
+            if stored is not None:
+                digest.update(stored.content())
+            for tensor in (whole.x, whole.y) if stored is None else (whole.y,):
+                if isinstance(tensor, Tensor):
                     digest.update(str(tuple(tensor.shape)).encode())
                     digest.update(tensor.contiguous().numpy().data)
+        assert parts[0] is not None
+        assert parts[2] is not None
         return Splits(parts[0], parts[1], parts[2], digest.hexdigest()[:16], config.binarize is Binarize.dynamic)
 
     def _kept(self, images: Images) -> Images:
@@ -130,6 +142,10 @@ class Dataset(ABC):
         kind = self.config.binarize
         if kind is Binarize.none or (kind is Binarize.dynamic and part == 0):
             return images
+        if isinstance(images.x, StoredPixels):
+            raise ConfigError(
+                f"data.binarize={kind.value}: {self.config.name} does not fit into memory; use none, or binarise the files."
+            )
         if kind is Binarize.threshold:
             return replace(images, x=(images.x >= 128).to(torch.uint8) * 255)
         draws = rng.generator(self.config.split_seed, "binarize-static", part)

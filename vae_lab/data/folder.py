@@ -1,19 +1,25 @@
 """A folder of the user's own images."""
 
+import hashlib
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
+from rich.console import Console
+from rich.progress import track
 
 from vae_lab import rng
 from vae_lab.config import bounded
 from vae_lab.data.base import DataConfig, Dataset, Images
+from vae_lab.data.stored import ImageStore, StoredPixels
 from vae_lab.errors import ConfigError, DataError
 from vae_lab.registry import register
 
@@ -22,6 +28,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 GREY, COLOUR = ("1", "L", "I;16", "I;16B", "I"), ("RGB",)
 MAX_PIXELS = 4096 * 4096  # judged by the header, before anything is decoded
 SHOWN = 10
+CHUNK = 2048  # images decoded before they are written
 
 
 class OnBad(Enum):
@@ -35,7 +42,9 @@ class OnBad(Enum):
 class Folder(Dataset):
     """Every PNG, JPEG, BMP and WebP file below `root`; sub-folders, where there are any, are the classes.
 
-    A fixed random part is the test split. 16-bit grey images keep their range: 0..65535 becomes 0..255.
+    Images are decoded once, into a file below `cache`; a second start maps it, and a set that does not fit into memory streams from
+    it. A changed, added or removed image makes it anew. A fixed random part is the test split. 16-bit grey images keep their
+    range: 0..65535 becomes 0..255.
     """
 
     title = "own images"
@@ -49,6 +58,7 @@ class Folder(Dataset):
         convert: bool  # turn palettes, alpha, CMYK, and colour or grey of the other kind into `channels`
         on_bad: OnBad
         test_fraction: float = bounded(gt=0, lt=1)
+        cache: str | None
 
     config: Config
 
@@ -62,36 +72,62 @@ class Folder(Dataset):
         root = Path(self.config.root).expanduser()
         if not root.is_dir():
             raise DataError(f"data.root={root}: no such folder ({root.absolute()}). Say data.root=DIR.")
-        paths = sorted(self._paths(root))
+        try:
+            found = sorted(_scan(str(root)))
+        except OSError as error:
+            raise DataError(f"data.root={root}: cannot read {error.filename}: {error.strerror}.") from error
+        paths = [path for path, _, _ in found]
         if not paths:
             raise DataError(f"data.root={root}: no {', '.join(SUFFIXES)} files below it.")
+        source = hashlib.sha256(json.dumps(found).encode()).hexdigest()
+        decoding = {key: getattr(self.config, key) for key in ("size", "channels", "resize", "convert", "on_bad")}
+        settings = json.dumps({"root": str(root.absolute())} | decoding, default=str)
+        name = f"{root.name}-{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
+        store = None if self.config.cache is None else ImageStore(Path(self.config.cache), name)
+        facts: dict[str, Any] = {"kept": [], "bad": []}
+        if store is None:
+            pixels = np.stack(list(self._decoded(root, paths, facts)))
+            return self._parts(root, paths, torch.from_numpy(pixels), facts)
+        return self._parts(root, paths, *store.read_or_write(source, self._decoded(root, paths, facts), facts))
+
+    def _parts(
+        self, root: Path, paths: Sequence[str], x: torch.Tensor | StoredPixels, facts: dict[str, Any]
+    ) -> tuple[Images, Images]:
+        """Classes, and the two splits."""
+        names = [paths[index].partition(os.sep)[0] for index in facts["kept"]]
+        nested = all((root / name).is_dir() for name in set(names))
+        classes = {name: index for index, name in enumerate(sorted(set(names)))}
+        images = Images(x, torch.tensor([classes[name] for name in names]) if nested else None)
+        order = torch.randperm(len(images), generator=rng.generator(self.config.split_seed, "folder-test"))
+        num_test = min(len(images) - 1, max(1, round(self.config.test_fraction * len(images))))
+        return images.select(order[num_test:].sort().values), images.select(order[:num_test].sort().values)
+
+    def _decoded(self, root: Path, paths: Sequence[str], facts: dict[str, Any]) -> Iterator[np.ndarray]:
+        """Pixels of every usable image in order, a chunk at a time; notes in `facts` which were kept and which were not.
+
+        Raises:
+            DataError: names the first files that cannot be used, and how many there are.
+        """
+        kept, bad = facts["kept"], facts["bad"]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            found = list(pool.map(self._read_one, paths))
-        bad = [f"{path.relative_to(root)} ({reason})" for path, reason in zip(paths, found, strict=True) if isinstance(reason, str)]
-        pixels = [pixel for pixel in found if isinstance(pixel, np.ndarray)]
-        if bad and (self.config.on_bad is OnBad.stop or len(pixels) < 2):
+            starts = range(0, len(paths), CHUNK)
+            for start in track(starts, f"reading {len(paths):,} images", console=Console(stderr=True), transient=True):
+                here = [root / path for path in paths[start : start + CHUNK]]
+                for index, found in enumerate(pool.map(self._read_one, here), start):
+                    if isinstance(found, str):
+                        bad.append(f"{paths[index]} ({found})")
+                    else:
+                        kept.append(index)
+                        yield found
+        if bad and (self.config.on_bad is OnBad.stop or len(kept) < 2):
             more = f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
             raise DataError(
                 f"data.root={root}: {len(bad)} of {len(paths)} files cannot be used: {'; '.join(bad[:SHOWN])}{more}. "
                 f"The model takes {self.config.channels}x{self.config.size}x{self.config.size} (data.channels, data.size). Mend or "
                 "remove them, or say data.on_bad=skip, data.resize=true, data.convert=true."
             )
-        if len(pixels) < 2:
-            raise DataError(f"data.root={root}: {len(pixels)} image; at least 2 are needed, one of them to test on.")
-        names = [path.relative_to(root).parts[0] for path, kept in zip(paths, found, strict=True) if isinstance(kept, np.ndarray)]
-        nested = all((root / name).is_dir() for name in names)
-        classes = {name: index for index, name in enumerate(sorted(set(names)))}
-        labels = torch.tensor([classes[name] for name in names]) if nested else None
-        images = Images(torch.from_numpy(np.stack(pixels)), labels)
-        order = torch.randperm(len(images), generator=rng.generator(self.config.split_seed, "folder-test"))
-        num_test = min(len(images) - 1, max(1, round(self.config.test_fraction * len(images))))
-        return images.select(order[num_test:].sort().values), images.select(order[:num_test].sort().values)
-
-    def _paths(self, root: Path) -> Iterator[Path]:
-        for folder, _, files in os.walk(root):
-            for name in files:
-                if name.lower().endswith(SUFFIXES) and not name.startswith("."):
-                    yield Path(folder, name)
+        if len(kept) < 2:
+            raise DataError(f"data.root={root}: {len(kept)} image; at least 2 are needed, one of them to test on.")
 
     def _read_one(self, path: Path) -> np.ndarray | str:
         """Pixels [C, H, W] as uint8, or why there are none."""
@@ -125,3 +161,18 @@ class Folder(Dataset):
             image = image.resize((config.size, config.size), Image.Resampling.LANCZOS, box=box)
         pixels = np.asarray(image)
         return pixels[None] if config.channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _scan(root: str, below: str = "") -> Iterator[tuple[str, int, int]]:
+    """Path below `root`, size, and time of change in ns of every image file; with strings, since there may be a million."""
+    with os.scandir(os.path.join(root, below)) as entries:  # noqa: PTH118
+        for entry in entries:
+            path = f"{below}{os.sep}{entry.name}" if below else entry.name
+            if entry.is_dir(follow_symlinks=False):
+                yield from _scan(root, path)
+            elif entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith("."):
+                try:
+                    status = entry.stat()
+                    yield path, status.st_size, status.st_mtime_ns
+                except OSError:  # a link to nothing, which is named when it is read
+                    yield path, 0, 0
