@@ -53,6 +53,8 @@ class Cohort:
         self.buffers: State = {name: leaf.detach().to(device) for name, leaf in buffers.items()}
         self.template = self.template.to(device)
         self._tie_template()
+        # What gradients are taken of; asking a module for its parameters takes longer than a small step's arithmetic.
+        self._trained = list(self.template.parameters() if self.size == 1 else self.parameters.values())
         self._terms = torch.compile(self._call) if compile else self._call
 
     def _tie_template(self) -> None:
@@ -88,14 +90,13 @@ class Cohort:
         self, batch: Batch, noise: Noise, step: Int[Tensor, ""], autocast: Callable[[], Any]
     ) -> tuple[Terms, list[Tensor]]:
         """Terms [R, B], and for each parameter the gradient [R, ...] of each run's own mean loss."""
-        if self.size == 1:
-            leaves: list[Tensor] = list(self.template.parameters())
-        else:
-            leaves = [leaf.requires_grad_() for leaf in self.parameters.values()]
+        if self.size > 1:
+            for leaf in self._trained:
+                leaf.requires_grad_()
         with autocast():
-            terms = self._terms(leaves, batch, noise, step)
-        total = terms["loss"].mean(1).sum()
-        gradients = torch.autograd.grad(total, leaves, materialize_grads=True)
+            terms = self._terms(self._trained, batch, noise, step)
+        total = terms["loss"].sum() / batch.x.shape[-4]
+        gradients = torch.autograd.grad(total, self._trained, materialize_grads=True)
         if self.size == 1:
             gradients = tuple(gradient[None] for gradient in gradients)
         # Fused optimisers read gradients in memory order; vmap may hand them out transposed.
@@ -125,5 +126,7 @@ def clip_gradients(gradients: list[Tensor], norms: Float[Tensor, " R"], max_norm
 
 def gradient_norms(gradients: list[Tensor]) -> Float[Tensor, " R"]:
     """The Euclidean norm of each run's whole gradient."""
+    if len(gradients[0]) == 1:
+        return torch.nn.utils.get_total_norm(gradients)[None]
     norms = [torch.linalg.vector_norm(gradient.reshape(len(gradient), -1), dim=1) for gradient in gradients]
     return torch.linalg.vector_norm(torch.stack(norms), dim=0)

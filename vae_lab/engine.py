@@ -130,10 +130,12 @@ class _Stretch:
             terms, gradients = self.cohort.gradients(batch, draws, step, self._autocast)
             norms = gradient_norms(gradients)
             step_sums = torch.stack(list(terms.values())).sum(-1, dtype=self.sum_dtype)
-            bad_step = torch.where((bad_step < 0) & ~torch.isfinite(norms + step_sums[0]), step, bad_step)
             last = position + 1 == self.steps
-            if ((position + 1) % self.check_every == 0 or last) and self._fail(bad_step, terms, norms, index):
-                return
+            health = norms + step_sums[0]
+            if self.check_every > 1 or not math.isfinite(float(health.sum())):  # where asking is cheap, ask first
+                bad_step = torch.where((bad_step < 0) & ~torch.isfinite(health), step, bad_step)
+                if ((position + 1) % self.check_every == 0 or last) and self._fail(bad_step, terms, norms, index):
+                    return
             if self.max_norms is not None:
                 clip_gradients(gradients, norms, self.max_norms)
             self.optimizer.step(gradients, runs[0].step)
@@ -242,7 +244,7 @@ class _Stretch:
     def _batch(self, index: Tensor, epoch: int, position: int) -> Batch:
         """The images of each run's `index` [R, B], as [R, B, C, H, W] in [0, 1]."""
         train = self.splits.train
-        x = train.x[index]
+        x = train.x[index] if len(index) > 1 else train.x[index[0]][None]
         if self.splits.dynamic:
             generators = [rng.generator(run.seed, "binarize", epoch, position, device=self.device) for run in self.runs]
             x = torch.stack([bernoulli_pixels(grey, draws) for grey, draws in zip(x, generators, strict=True)])
