@@ -36,6 +36,41 @@ def test_limit_and_no_validation(compose) -> None:
     assert splits.val is None
 
 
+def test_classes_left_out_move_no_image_to_another_split(compose) -> None:
+    every, some = load(compose()["data"]), load(compose("data.classes=[1,2,9]")["data"])
+    for part in ("train", "val", "test"):
+        whole, kept = getattr(every, part), getattr(some, part)
+        assert sorted(kept.y.unique().tolist()) == [1, 2, 9]
+        chosen = (whole.y == 1) | (whole.y == 2) | (whole.y == 9)
+        assert torch.equal(kept.x, whole.x[chosen])
+    assert some.digest != every.digest
+    assert len(load(compose("data.classes=[3]", "data.limit=7")["data"]).train) == 7  # the limit counts what is kept
+
+
+def test_classes_decide_the_fingerprint(compose) -> None:
+    from vae_lab.config import fingerprint
+
+    assert fingerprint(compose("data.classes=[1]")) != fingerprint(compose())
+
+
+@pytest.mark.parametrize(
+    ("classes", "said"),
+    [("[1,11]", r"no images of \[11\]"), ("[]", "at least one"), ("[-1]", "must be a finite number >= 0"), ("zero", "classes")],
+)
+def test_classes_that_are_not_there(compose, classes: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load(compose(f"data.classes={classes}")["data"])
+
+
+def test_classes_of_images_without_labels(compose, tmp_path: Path) -> None:
+    from PIL import Image
+
+    for index in range(4):
+        Image.new("L", (8, 8), index).save(tmp_path / f"{index}.png")
+    with pytest.raises(ConfigError, match="no class labels"):
+        load(compose("data=folder", f"data.root={tmp_path}", "data.size=8", "data.classes=[0]")["data"])
+
+
 def test_validation_larger_than_the_data_is_refused(compose) -> None:
     with pytest.raises(ConfigError, match=r"data\.val_size=5000: digits has only 1500"):
         load(compose("data.val_size=5000")["data"])

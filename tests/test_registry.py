@@ -136,7 +136,7 @@ class Stripes(Dataset):
     "conf/objective/squared.yaml": "name: squared\npower: 2.0\n",
     "conf/loss/wide.yaml": "name: wide\n",
     "conf/network/one_layer.yaml": "name: one_layer\n",
-    "conf/data/stripes.yaml": "{name: stripes, binarize: none, limit: null, val_size: 8, split_seed: 0}\n",
+    "conf/data/stripes.yaml": "{name: stripes, binarize: none, classes: null, limit: null, val_size: 8, split_seed: 0}\n",
 }
 
 

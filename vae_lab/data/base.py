@@ -68,6 +68,7 @@ class DataConfig:
 
     name: str
     binarize: Binarize
+    classes: list[int] | None = bounded(ge=0)  # kept in every split; null: all. Which split an image is in does not depend on it
     limit: int | None = bounded(ge=1)  # at most this many images of each split; null: all
     val_size: int = bounded(ge=0)  # images of the training set held out for validation; 0: none
     split_seed: int = bounded(ge=0)  # the same for all runs, whatever their seed
@@ -91,7 +92,7 @@ class Dataset(ABC):
         """
 
     def splits(self) -> Splits:
-        """Read, split, limit and binarise."""
+        """Read, split, choose classes, limit and binarise."""
         config = self.config
         train, test = self.read()
         if config.val_size >= len(train):
@@ -100,7 +101,7 @@ class Dataset(ABC):
         if config.val_size:
             order = torch.randperm(len(train), generator=rng.generator(config.split_seed, "split"))
             val, train = train.select(order[: config.val_size]), train.select(order[config.val_size :].sort().values)
-        parts: list[Any] = [None if part is None else part.select(slice(config.limit)) for part in (train, val, test)]
+        parts: list[Any] = [None if part is None else self._kept(part).select(slice(config.limit)) for part in (train, val, test)]
         parts = [None if part is None else self._binarize(part, index) for index, part in enumerate(parts)]
         digest = hashlib.sha256()
         for part in parts:
@@ -109,6 +110,20 @@ class Dataset(ABC):
                     digest.update(str(tuple(tensor.shape)).encode())
                     digest.update(tensor.contiguous().numpy().data)
         return Splits(parts[0], parts[1], parts[2], digest.hexdigest()[:16], config.binarize is Binarize.dynamic)
+
+    def _kept(self, images: Images) -> Images:
+        """The images of the classes that are kept."""
+        config = self.config
+        if config.classes is None:
+            return images
+        if images.y is None:
+            raise ConfigError(f"data.classes={config.classes}: {config.name} has no class labels.")
+        if absent := sorted(set(config.classes) - set(images.y.tolist())):
+            there = ", ".join(map(str, images.y.unique().tolist()))
+            raise ConfigError(f"data.classes: a split of {config.name} has no images of {absent}; its classes are {there}.")
+        if not config.classes:
+            raise ConfigError("data.classes=[]: keep at least one class, or say null for all.")
+        return images.select(torch.isin(images.y, torch.tensor(config.classes)))
 
     def _binarize(self, images: Images, part: int) -> Images:
         """Black and white images; the dynamic kind keeps training images grey and fixes validation and test once."""
