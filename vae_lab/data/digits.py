@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import torch
-from sklearn.datasets import load_digits
 
 from vae_lab import rng
 from vae_lab.data.base import DataConfig, Dataset, Images
@@ -28,6 +27,8 @@ class Digits(Dataset):
     image_shape = (1, 8, 8)
 
     def read(self) -> tuple[Images, Images]:
+        from sklearn.datasets import load_digits  # a second to import, for whoever trains on this data set only
+
         pixels, labels = load_digits(return_X_y=True)
         x = torch.from_numpy(pixels).mul(255 / 16).round().to(torch.uint8).view(-1, 1, 8, 8)
         images = Images(x, torch.from_numpy(labels).long())

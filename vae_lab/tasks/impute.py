@@ -1,0 +1,157 @@
+"""Fill in missing pixels."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.distributions import Independent
+
+from vae_lab import rng
+from vae_lab.arrays import Array, image_reader, in_kind
+from vae_lab.distributions import reparameterize
+from vae_lab.errors import ConfigError, DataError
+from vae_lab.networks.base import ImageShape
+from vae_lab.trained import TrainedRun
+
+
+@dataclass(frozen=True)
+class Imputation:
+    """Filled images [N, C, H, W]; observed pixels are untouched in all of them.
+
+    Attributes:
+        mean: the estimate with the least squared error: the mean over chains, or the image of the optimised code.
+        samples: the last state of each chain, [N, K, C, H, W]; None for the optimised code.
+    """
+
+    mean: Any
+    samples: Any
+
+
+def impute(run: TrainedRun, x: Array, missing: Array, method: str = "chains", **options: Any) -> Imputation:
+    """Fill in the pixels where `missing` is true; `x` there is never looked at.
+
+    Args:
+        run: a trained run.
+        x: images.
+        missing: true where a pixel is missing: [H, W], [C, H, W], [N, H, W] or [N, C, H, W].
+        method: 'chains' or 'optimise'.
+        options: of `chains` (num_chains, steps, seed) or `optimise` (steps, lr, seed).
+
+    Raises:
+        ConfigError: an unknown method or option.
+        DataError: images or masks of another shape or type.
+    """
+    methods: dict[str, Callable[..., Imputation]] = {"chains": chains, "optimise": optimise}
+    if method not in methods:
+        raise ConfigError(f"method={method!r}: choose {' or '.join(methods)}.")
+    return methods[method](run, x, missing, **options)
+
+
+def chains(run: TrainedRun, x: Array, missing: Array, num_chains: int = 8, steps: int = 50, seed: int = 0) -> Imputation:
+    """Fill by `num_chains` Markov chains of `steps` rounds each: encode, draw a code, decode, keep the observed pixels.
+
+    z_t ~ q(z given x_t); the missing pixels of x_{t+1} are the mean of p(x given z_t), the others stay. A chain begins at a
+    decoded draw from the prior, or, without a prior, at uniform noise. `mean` is over all chains and the second half of their
+    rounds.
+
+    References:
+        Rezende, Mohamed & Wierstra 2014, section 6.3 and appendix F. https://arxiv.org/abs/1401.4082
+    """
+    if num_chains < 1 or steps < 1:
+        raise ConfigError(f"num_chains={num_chains}, steps={steps}: at least 1 each.")
+    model, shape = run.model, run.image_shape
+    read, holes = image_reader(x, shape), mask_reader(missing, len(x), shape)
+
+    def step(part: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        hole = holes(rows).to(run.device)
+        every_hole, observed = (tensor.repeat_interleave(num_chains, 0) for tensor in (hole, part))
+        streams = [rng.generator(seed, "impute", index) for index in range(rows.start, rows.stop)]
+        state = torch.where(every_hole, _first_fill(run, streams, num_chains), observed)
+        total = torch.zeros_like(part)
+        for number in range(steps):
+            z = reparameterize(model.posterior(state), _noise(run, streams, num_chains, model.latent_dim))
+            state = torch.where(every_hole, model.likelihood(z).mean, observed)
+            if number >= steps // 2:
+                total += state.view(len(part), num_chains, *shape).mean(1)
+        mean = torch.where(hole, total / (steps - steps // 2), part)
+        return mean, state.view(len(part), num_chains, *shape)
+
+    mean, samples = run.batched(read, len(x), step, max(1, run.batch_size // num_chains))
+    return Imputation(in_kind(mean, x), in_kind(samples, x))
+
+
+def _first_fill(run: TrainedRun, streams: list[torch.Generator], num_chains: int) -> Tensor:
+    if run.prior is not None:
+        eps = _noise(run, streams, num_chains, run.model.latent_dim)
+        return run.model.likelihood(run.prior.mean + run.prior.stddev * eps).mean
+    uniform = [torch.rand(num_chains, *run.image_shape, generator=stream) for stream in streams]
+    return torch.cat([torch.empty(0, *run.image_shape), *uniform]).to(run.device)
+
+
+def _noise(run: TrainedRun, streams: list[torch.Generator], num_chains: int, dim: int) -> Tensor:
+    """Each image draws from a stream of its own, so that batching changes nothing."""
+    parts = [torch.randn(num_chains, dim, generator=stream) for stream in streams]
+    return torch.cat([torch.empty(0, dim), *parts]).to(run.device)
+
+
+def optimise(run: TrainedRun, x: Array, missing: Array, steps: int = 200, lr: float = 0.1, seed: int = 0) -> Imputation:
+    """Fill with the image of the code that explains the observed pixels best.
+
+    Minimises -log p(observed given z) - log p(z) by Adam from the code of the image whose missing pixels are those of one short
+    chain; without a prior, the first term alone.
+    """
+    if steps < 1 or not lr > 0:
+        raise ConfigError(f"steps={steps}, lr={lr}: at least one step, of a positive size.")
+    model, prior, shape = run.model, run.prior, run.image_shape
+    read, holes = image_reader(x, shape), mask_reader(missing, len(x), shape)
+    begin = torch.as_tensor(chains(run, x, missing, num_chains=1, steps=20, seed=seed).mean)  # checks x and missing too
+
+    def step(part: Tensor, rows: slice) -> tuple[Tensor]:
+        hole = holes(rows).to(run.device)
+        z = model.posterior(begin[rows].to(run.device)).mean.clone()
+        with torch.enable_grad():
+            z.requires_grad_()
+            optimizer = torch.optim.Adam([z], lr=lr)
+            for _ in range(steps):
+                loss = (pixel_nll(model.likelihood(z), part) * ~hole).sum()
+                loss = loss if prior is None else loss - prior.log_prob(z).sum()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        return (torch.where(hole, model.likelihood(z.detach()).mean, part),)
+
+    (mean,) = run.batched(read, len(x), step)
+    return Imputation(in_kind(mean, x), None)
+
+
+def pixel_nll(px: torch.distributions.Distribution, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+    """-log p of each pixel, which only likelihoods of independent pixels have."""
+    if not isinstance(px, Independent):
+        raise ConfigError(f"method='optimise' needs a likelihood of independent pixels, not {type(px).__name__}.")
+    return -px.base_dist.log_prob(x)
+
+
+def mask_reader(missing: np.ndarray | Tensor, n: int, shape: ImageShape) -> Callable[[slice], Bool[Tensor, "B C H W"]]:
+    """Check a mask for `n` images and return what reads some of its rows, all channels.
+
+    Raises:
+        DataError: names the shape or type that is wrong.
+    """
+    channels, height, width = shape
+    if not isinstance(missing, np.ndarray | Tensor) or str(missing.dtype).removeprefix("torch.") != "bool":
+        raise DataError("the mask: pass a boolean array, true where a pixel is missing.")
+    found = tuple(missing.shape)
+    shared = found in ((height, width), shape) and found != (n, height, width)
+    if not shared and found not in ((n, height, width), (n, *shape)):
+        raise DataError(f"a mask of shape {list(found)}: pass [{height}, {width}] for all images, or [{n}, {height}, {width}].")
+    whole = missing if isinstance(missing, Tensor) else torch.from_numpy(np.array(missing))
+
+    def read(rows: slice) -> Tensor:
+        part = whole.expand(rows.stop - rows.start, *found) if shared else whole[rows]
+        return (part[:, None] if part.dim() == 3 else part).expand(-1, channels, height, width)
+
+    return read
