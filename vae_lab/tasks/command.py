@@ -81,11 +81,14 @@ def _share(text: str) -> float:
 _share.__name__ = "number"
 
 
-def _parser(commands: Any, name: str, does: str, out: str = "", data: bool = True, seed: bool = True) -> argparse.ArgumentParser:
+def _parser(
+    commands: Any, name: str, does: str, out: str = "", data: bool = True, seed: bool = True, weights: bool = True
+) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(name, help=does, description=f"{does[0].upper()}{does[1:]}.")
     parser.add_argument("run_dir", metavar="RUN_DIR", help="a folder that python run.py left")
-    parser.add_argument("--checkpoint", choices=["best", "last"], default="best", help="default: best, by validation loss")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto", help="default: auto")
+    if weights:
+        parser.add_argument("--checkpoint", choices=["best", "last"], default="best", help="default: best, by validation loss")
+        parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto", help="default: auto")
     if data:
         parser.add_argument("--data", metavar="DATA", help=DATA_HELP)
         parser.add_argument("--fit", action="store_true", help="crop, scale and convert image files to what the model takes")
@@ -199,13 +202,15 @@ def _export(commands: Any) -> None:
 
 
 def _card(commands: Any) -> None:
-    parser = _parser(commands, "card", "write RUN_DIR/README.md: settings, numbers, pictures", data=False, seed=False)
+    parser = _parser(
+        commands, "card", "write RUN_DIR/README.md: settings, numbers, pictures", data=False, seed=False, weights=False
+    )
     parser.add_argument("--license", help="of the weights, as Hugging Face spells it (mit, apache-2.0, ...); default: none said")
 
 
 def _push(commands: Any) -> None:
     does = "upload a run with its card to the Hugging Face Hub"
-    parser = _parser(commands, "push", does, data=False, seed=False)
+    parser = _parser(commands, "push", does, data=False, seed=False, weights=False)
     parser.add_argument("repo", metavar="USER/NAME")
     parser.add_argument("--private", action="store_true", help="make the repository private, if it is created now")
     parser.add_argument("--dry-run", action="store_true", help="say what would be uploaded, and upload nothing")

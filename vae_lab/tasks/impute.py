@@ -1,12 +1,16 @@
 """Fill in missing pixels."""
 
+import argparse
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.distributions import Independent
 
@@ -15,6 +19,9 @@ from vae_lab.arrays import Array, image_reader, in_kind
 from vae_lab.distributions import reparameterize
 from vae_lab.errors import ConfigError, DataError
 from vae_lab.networks.base import ImageShape
+from vae_lab.tasks import picture, source
+from vae_lab.tasks.command import open_run, say, say_written
+from vae_lab.tasks.files import Writer, output, text, write_all
 from vae_lab.trained import TrainedRun
 
 
@@ -155,3 +162,89 @@ def mask_reader(missing: np.ndarray | Tensor, n: int, shape: ImageShape) -> Call
         return (part[:, None] if part.dim() == 3 else part).expand(-1, channels, height, width)
 
     return read
+
+
+def command(arguments: argparse.Namespace) -> int:
+    """`vae-lab impute`."""
+    run = open_run(arguments)
+    path = output(arguments.out, run.run_dir.tasks / "imputation.png", ".png")
+    images = source.read(run, arguments.data, arguments.fit).first(arguments.n)
+    x = picture.as_float(images.x)
+    missing = make_mask(arguments.mask, len(x), run.image_shape, arguments.share, arguments.side, arguments.seed)
+    missing = mask_reader(missing, len(x), run.image_shape)(slice(0, len(x)))
+    fill = source.own_train(run).x.float().mean(0) / 255
+    filled = {"mean-filling": torch.where(missing, fill, x)}
+    if arguments.method != "optimise":
+        found = chains(run, x, missing, arguments.chains, arguments.steps, arguments.seed)
+        filled |= {f"mean of {arguments.chains} chains": found.mean, "one chain": found.samples[:, 0]}
+    if arguments.method != "chains":
+        filled["optimised code"] = optimise(run, x, missing, seed=arguments.seed).mean
+    errors = {name: float((image - x).square().sum() / len(x)) for name, image in filled.items()}
+    numbers = {
+        "images": images.title,
+        "num_images": len(x),
+        "mask": arguments.mask,
+        "missing_pixels_per_image": float(missing[:, 0].flatten(1).sum(1).double().mean()),
+        "squared_error_per_image": errors,
+        "relative_to_mean_filling": {name: error / errors["mean-filling"] for name, error in errors.items()},
+    }
+    for name, error in errors.items():
+        say(f"{name:>18}: squared error on the missing pixels {error:7.3f} per image, {error / errors['mean-filling']:.1%}")
+    best = list(filled)[-1] if arguments.method == "optimise" else f"mean of {arguments.chains} chains"
+    files: dict[Path, Writer] = {
+        path: picture.png(_picture(run, x, missing, filled, f"{run.name}: {images.title}, missing: {arguments.mask}")),
+        path.with_suffix(".npy"): lambda file: np.save(file, filled[best].numpy()),
+        path.with_suffix(".json"): text(json.dumps(numbers, indent=2) + "\n"),
+    }
+    return say_written(write_all(files))
+
+
+def make_mask(mask: str, n: int, shape: ImageShape, share: float, side: int | None, seed: int) -> Bool[Tensor, "*N H W"]:
+    """The missing pixels that a word or a file names: [H, W] for all images, or [N, H, W] where each has its own."""
+    _, height, width = shape
+    hole = torch.zeros(height, width, dtype=torch.bool)
+    if mask == "random":
+        stream = rng.generator(seed, "mask")
+        return torch.rand(n, height, width, generator=stream) < share
+    if mask == "centre":
+        tall, wide = (min(side, size) if side else max(1, round(size * 3 / 7)) for size in (height, width))
+        top, left = (height - tall) // 2, (width - wide) // 2
+        hole[top : top + tall, left : left + wide] = True
+        return hole
+    halves: dict[str, Any] = {"lower": np.s_[height // 2 :], "upper": np.s_[: height // 2]}
+    halves |= {"left": np.s_[:, : width // 2], "right": np.s_[:, width // 2 :]}
+    if mask in halves:
+        hole[halves[mask]] = True
+        return hole
+    path = Path(mask).expanduser()
+    if not path.is_file():
+        raise ConfigError(f"--mask {mask}: no such file; or choose random, centre, {', '.join(halves)}.")
+    return _read_mask(path, height, width)
+
+
+def _read_mask(path: Path, height: int, width: int) -> Bool[Tensor, "*N H W"]:
+    try:
+        if path.suffix.lower() == ".npy":
+            array = np.load(path, allow_pickle=False)
+            if array.dtype != bool:
+                raise DataError(f"--mask {path}: holds {array.dtype}; pass booleans, true where a pixel is missing.")
+        else:
+            with Image.open(path, formats=source.FORMATS) as image:
+                array = np.asarray(image.convert("L")) < 128
+    except UnidentifiedImageError as error:
+        raise DataError(f"--mask {path}: not one of {', '.join(source.FORMATS)}.") from error
+    except (OSError, ValueError, EOFError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"--mask {path}: not readable ({str(error).splitlines()[0]}).") from error
+    if array.shape[-2:] != (height, width) or array.ndim > 3:
+        raise DataError(f"--mask {path}: of {'x'.join(map(str, array.shape))}; the images are {height}x{width}.")
+    if not array.any():
+        raise DataError(f"--mask {path}: no pixel is missing.")
+    return torch.from_numpy(array)
+
+
+def _picture(run: TrainedRun, x: Tensor, missing: Tensor, filled: dict[str, Tensor], title: str) -> "picture.Figure":
+    """A row each: what is known, every way to fill it, and the truth; a column per image."""
+    shown = min(len(x), 10)
+    rows = {"given": picture.holes_shown(x, missing), **filled, "truth": x}
+    images = torch.stack([image[:shown].expand(-1, 3, -1, -1) for image in rows.values()])
+    return picture.table(images, title, list(rows), note="blue pixels are missing")

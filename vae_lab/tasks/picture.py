@@ -7,6 +7,7 @@ from typing import BinaryIO
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -119,6 +120,16 @@ def caption(tile: np.ndarray, line: str, size: int = 11) -> np.ndarray:
     strip = Image.new("L", (width, size + 5), 255)
     ImageDraw.Draw(strip).text((width / 2, 1), line, fill=34, font=ImageFont.load_default(size), anchor="ma")
     return np.concatenate([tile, np.asarray(strip)[..., None].repeat(channels, 2)])
+
+
+def framed(images: Tensor, chosen: Sequence[int], colour: str) -> Tensor:
+    """RGB images, some of them with a frame one pixel wide."""
+    images = images.clone()
+    line = torch.tensor(to_rgb(colour))[:, None]
+    for index in chosen:
+        images[index, :, [0, -1], :] = line[..., None]
+        images[index, :, :, [0, -1]] = line[..., None]
+    return images
 
 
 def holes_shown(images: Tensor, missing: Tensor) -> Tensor:

@@ -109,8 +109,8 @@ def command(arguments: argparse.Namespace) -> int:
     frames = []
     for number in range(arguments.frames):
         tiles = [picture.enlarge(tile, 56) for tile in picture.pixels(moving.images[:, number])]
-        tiles = [picture.caption(tile, name) for tile, name in zip(tiles, _names(moving), strict=True)]
-        frames.append(picture.mosaic(tiles, across))
+        tiles = [picture.caption(tile, f"z{index}") for tile, index in zip(tiles, latents, strict=True)]
+        frames.append(picture.mosaic(tiles, across, gap=4))
     files = {path: picture.png(figure), path.with_suffix(".gif"): picture.gif(frames)}
     return say_written(write_all(files))
 
