@@ -24,7 +24,7 @@ def image_reader(x: np.ndarray | Tensor, shape: ImageShape) -> Reader:
     Raises:
         DataError: names the shape, the type or the value that is wrong.
     """
-    _check_kind(x, "images")
+    check_kind(x, "images")
     channels, height, width = shape
     found = tuple(x.shape)
     if found[1:] == shape:
@@ -38,6 +38,8 @@ def image_reader(x: np.ndarray | Tensor, shape: ImageShape) -> Reader:
         single = found in (shape, (height, width), (height, width, channels))
         hint = " That is a single image: add a leading axis, x[None]." if single else ""
         raise DataError(f"images of shape {list(found)}: this model takes {wanted}.{hint}")
+    if not len(x):
+        raise DataError("images: there are none; pass at least one.")
     is_bytes = str(x.dtype).removeprefix("torch.") == "uint8"
     if not is_bytes and not _is_float(x):
         raise DataError(f"images of type {x.dtype}: pass uint8 from 0 to 255, or floats from 0 to 1.")
@@ -47,7 +49,7 @@ def image_reader(x: np.ndarray | Tensor, shape: ImageShape) -> Reader:
         if is_bytes:
             return part / 255
         _check_finite(part, "images", rows)
-        if part.numel() and (part.min() < -SLACK or part.max() > 1 + SLACK):
+        if part.min() < -SLACK or part.max() > 1 + SLACK:
             hint = " Divide by 255, or pass uint8." if 1 < part.max() <= 255 and part.min() >= 0 else ""
             raise DataError(
                 f"images {rows.start} to {rows.stop - 1} have values from {part.min():.4g} to {part.max():.4g}: floats must lie in "
@@ -60,9 +62,12 @@ def image_reader(x: np.ndarray | Tensor, shape: ImageShape) -> Reader:
 
 def code_reader(z: np.ndarray | Tensor, latent_dim: int) -> Reader:
     """Check N codes and return what reads some of them as float32 [B, D]."""
-    _check_kind(z, "codes")
+    check_kind(z, "codes")
     if z.ndim != 2 or z.shape[1] != latent_dim or not _is_float(z):
         raise DataError(f"codes of shape {list(z.shape)} and type {z.dtype}: this model takes floats [N, {latent_dim}].")
+
+    if not len(z):
+        raise DataError("codes: there are none; pass at least one.")
 
     def read(rows: slice) -> Tensor:
         part = _float32(z[rows])
@@ -79,7 +84,8 @@ def in_kind(result: Tensor, like: Array) -> Array:
     return result.to(like.device)
 
 
-def _check_kind(x: np.ndarray | Tensor, what: str) -> None:
+def check_kind(x: object, what: str) -> None:
+    """Raise `DataError` for what is neither a NumPy array nor a tensor."""
     if not isinstance(x, np.ndarray | Tensor):
         raise DataError(f"{what}: pass a NumPy array or a torch tensor, not {type(x).__name__}.")
 

@@ -5,8 +5,10 @@ and draws from generators of its own: the same call gives the same numbers, what
 batched.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,7 +24,7 @@ from vae_lab.arrays import Array, Reader, code_reader, image_reader, in_kind
 from vae_lab.config import Device, EvaluationConfig, RunConfig, fingerprint, flatten, typed
 from vae_lab.data.base import dataset
 from vae_lab.distributions import kl, reparameterize
-from vae_lab.errors import CheckpointError, ConfigError
+from vae_lab.errors import CheckpointError, ConfigError, did_you_mean
 from vae_lab.job import choose_device
 from vae_lab.models import Autoencoder, LatentVariableModel
 from vae_lab.networks.base import ImageShape
@@ -107,6 +109,8 @@ class TrainedRun:
         With the run's own test images, one sample and the run's seed, its mean is the `elbo` of results.json.
         """
         prior = self.needs_prior("an ELBO")
+        if num_samples < 1:
+            raise ConfigError(f"num_samples={num_samples}: at least 1.")
         draws = [self.draw(len(x), "evaluation", self.seed if seed is None else seed, number) for number in range(num_samples)]
 
         def step(part: Tensor, rows: slice) -> tuple[Tensor]:
@@ -171,7 +175,7 @@ class TrainedRun:
         results: list[Tensor] = []
         size = batch_size or self.batch_size
         with torch.no_grad():
-            for start in range(0, max(1, total), size):
+            for start in range(0, total, size):
                 rows = slice(start, min(start + size, total))
                 parts = step(read(rows).to(self.device), rows)
                 if not results:
@@ -191,6 +195,14 @@ class TrainedRun:
         if self.prior is None:
             raise ConfigError(f"{self.name}: an autoencoder without a prior has no {what.removeprefix('an ').removeprefix('a ')}.")
         return self.prior
+
+
+def with_options(function: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
+    """`function` with some of its keywords set; a `ConfigError` that names them all for one that it does not have."""
+    known = list(inspect.signature(function).parameters)[2:]
+    if wrong := [name for name in options if name not in known]:
+        raise ConfigError(f"Unknown option {wrong[0]!r}. Choose from: {', '.join(known)}.{did_you_mean(wrong[0], known)}")
+    return partial(function, **options)
 
 
 def load(run_dir: Path | str, checkpoint: str = "best", device: str = "auto", on_batch: Progress = _silent) -> TrainedRun:
@@ -232,7 +244,7 @@ def read_config(folder: RunDir) -> dict[str, Any]:
         raise ConfigError(f"{folder.path}: no run lies there (no {folder.config.name}). Runs are below outputs/runs.")
     try:
         security.check_yaml_file(folder.config)
-        cfg = folder.read_config()
+        cfg = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
         if not isinstance(cfg, dict):
             raise ConfigError(f"{folder.config}: not a run's config.")
         for key, value in flatten(cfg).items():

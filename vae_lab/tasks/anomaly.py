@@ -20,7 +20,7 @@ from vae_lab.figures import COLOURS, INK
 from vae_lab.tasks import picture, source
 from vae_lab.tasks.command import open_run, say, say_written
 from vae_lab.tasks.files import Writer, output, text, write_all
-from vae_lab.trained import TrainedRun
+from vae_lab.trained import TrainedRun, with_options
 
 MAX_REFERENCE = 10_000  # training images whose codes say what is usual
 SHOWN = 24
@@ -46,13 +46,18 @@ def anomaly_score(run: TrainedRun, x: Array, kind: str = "negative_elbo", **opti
         ConfigError: an unknown kind, or one that a model without a prior does not have.
     """
     kinds: dict[str, Callable[..., Any]] = {
-        "negative_elbo": lambda **extra: -run.elbo(x, **({"num_samples": 8} | extra)),
-        "reconstruction_error": lambda **extra: reconstruction_error(run, x, **extra),
-        "latent_distance": lambda **extra: latent_distance(run, x, **extra),
+        "negative_elbo": negative_elbo,
+        "reconstruction_error": reconstruction_error,
+        "latent_distance": latent_distance,
     }
     if kind not in kinds:
         raise ConfigError(f"kind={kind!r}: choose {', '.join(kinds)}.")
-    return kinds[kind](**options)
+    return with_options(kinds[kind], options)(run, x)
+
+
+def negative_elbo(run: TrainedRun, x: Array, num_samples: int = 8, seed: int | None = None) -> Array:
+    """-ELBO in nats, the mean over some draws of the code, [N]."""
+    return -run.elbo(x, num_samples, seed)
 
 
 def reconstruction_error(run: TrainedRun, x: Array) -> Array:
@@ -89,7 +94,7 @@ def latent_distance(run: TrainedRun, x: Array, reference: np.ndarray | Tensor | 
 
 def all_scores(run: TrainedRun, x: Array, reference: np.ndarray | Tensor | None, num_samples: int, seed: int) -> dict[str, Array]:
     """Every score that this model has, by name."""
-    scores = {} if run.prior is None else {"negative_elbo": -run.elbo(x, num_samples, seed)}
+    scores = {} if run.prior is None else {"negative_elbo": negative_elbo(run, x, num_samples, seed)}
     scores["reconstruction_error"] = reconstruction_error(run, x)
     scores["latent_distance"] = latent_distance(run, x, reference)
     return scores

@@ -22,7 +22,7 @@ from vae_lab.networks.base import ImageShape
 from vae_lab.tasks import picture, source
 from vae_lab.tasks.command import open_run, say, say_written
 from vae_lab.tasks.files import Writer, output, text, write_all
-from vae_lab.trained import TrainedRun
+from vae_lab.trained import TrainedRun, with_options
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def impute(run: TrainedRun, x: Array, missing: Array, method: str = "chains", **
     methods: dict[str, Callable[..., Imputation]] = {"chains": chains, "optimise": optimise}
     if method not in methods:
         raise ConfigError(f"method={method!r}: choose {' or '.join(methods)}.")
-    return methods[method](run, x, missing, **options)
+    return with_options(methods[method], options)(run, x, missing)
 
 
 def chains(run: TrainedRun, x: Array, missing: Array, num_chains: int = 8, steps: int = 50, seed: int = 0) -> Imputation:
@@ -96,13 +96,13 @@ def _first_fill(run: TrainedRun, streams: list[torch.Generator], num_chains: int
         eps = _noise(run, streams, num_chains, run.model.latent_dim)
         return run.model.likelihood(run.prior.mean + run.prior.stddev * eps).mean
     uniform = [torch.rand(num_chains, *run.image_shape, generator=stream) for stream in streams]
-    return torch.cat([torch.empty(0, *run.image_shape), *uniform]).to(run.device)
+    return torch.cat(uniform).to(run.device)
 
 
 def _noise(run: TrainedRun, streams: list[torch.Generator], num_chains: int, dim: int) -> Tensor:
     """Each image draws from a stream of its own, so that batching changes nothing."""
     parts = [torch.randn(num_chains, dim, generator=stream) for stream in streams]
-    return torch.cat([torch.empty(0, dim), *parts]).to(run.device)
+    return torch.cat(parts).to(run.device)
 
 
 def optimise(run: TrainedRun, x: Array, missing: Array, steps: int = 200, lr: float = 0.1, seed: int = 0) -> Imputation:

@@ -196,8 +196,6 @@ def _array(run: TrainedRun, path: Path) -> Tensor:
         checked = image_reader(array, run.image_shape)(whole)
     except DataError as error:
         raise DataError(f"--data {path}: {error}") from error
-    if not len(array):
-        raise DataError(f"--data {path}: holds no images.")
     return checked if array.dtype != np.uint8 else checked.mul(255).round().to(torch.uint8)
 
 
