@@ -121,7 +121,7 @@ def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
     return "\n".join(f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
-def _number(value: float) -> str:
+def _number(value: int | float) -> str:
     return f"{value:,d}" if isinstance(value, int) else f"{value:.4f}" if abs(value) < 1 else f"{value:.3f}"
 
 
