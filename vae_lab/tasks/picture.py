@@ -69,7 +69,7 @@ def table(
     rows, columns = images.shape[:2]
     sheet = grid(images.flatten(0, 1), columns)
     names = max((len(line) for name in row_names for line in name.split("\n")), default=0)
-    width = max(4.2, columns * tile + 0.085 * names + 0.2)
+    width = max(4.2, columns * tile + 0.085 * names + 0.2, 0.088 * len(title))
     head = 0.32 + (0.22 if column_names else 0) + (0.2 if note else 0)
     figure = Figure(figsize=(width, max(1, rows) * tile * images.shape[-2] / images.shape[-1] + head), layout="constrained")
     axes = figure.add_subplot()

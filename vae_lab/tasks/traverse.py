@@ -105,7 +105,7 @@ def command(arguments: argparse.Namespace) -> int:
     columns = [f"{value:.2g}" for value in np.linspace(*span, arguments.steps).round(9)]
     figure = picture.table(found.images, title, _names(found), columns, note=f"value of the latent, in the {unit}")
     moving = traverse(run, x, latents, span, arguments.frames)
-    across = math.ceil(math.sqrt(len(latents)))
+    across = math.ceil(math.sqrt(2 * len(latents)))
     frames = []
     for number in range(arguments.frames):
         tiles = [picture.enlarge(tile, 56) for tile in picture.pixels(moving.images[:, number])]
