@@ -305,6 +305,36 @@ def test_wrong_runs_are_one_message(
     assert "no such checkpoint" in said
 
 
+@pytest.mark.parametrize("content", ["{", "[1]", "", '{"test": 3}', '{"test": {"elbo": 1}}', "\x00"])
+def test_damaged_results_end_with_3(call: Call, folder: Path, tmp_path: Path, content: str, capsys) -> None:
+    (folder / "results.json").write_text(content)
+    before = files(tmp_path)
+    for command in (("card",), ("push", "user/name", "--dry-run"), ("traverse",)):
+        if not (command == ("traverse",) and "elbo" in content):  # which asks for no more than is there
+            assert call(command[0], folder, *command[1:]) == 3, command
+            assert "results.json: damaged" in capsys.readouterr().err
+    assert files(tmp_path) == before
+
+
+def test_commands_on_colour_images_without_classes(call: Call, trained, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for index in range(30):
+        Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(pictures / f"{index:02d}.png")
+    overrides = ("data=folder", f"data.root={pictures}", "data.size=8", "data.channels=3", "trainer.batch_size=8", *QUICK)
+    run = copy_of(trained(*overrides), tmp_path / "colour")
+    for command in (
+        ("encode", "--plot"), ("sample",), ("sample", "--source", "mixture", "--components", "2"), ("reconstruct",),
+        ("interpolate",), ("interpolate", "--images", "pictures/00.png", "pictures/01.png"), ("traverse",), ("anomaly",),
+        ("anomaly", "--inliers", ":train", "--outliers", "pictures"), ("impute", "--mask", "centre"), ("card",),
+    ):  # fmt: skip
+        assert call(command[0], run, *command[1:]) == 0, command
+    with Image.open(run / "tasks" / "reconstructions.png") as image:
+        red, green, _ = np.moveaxis(np.asarray(image.convert("RGB")).astype(int), -1, 0)
+        assert np.abs(red - green).max() > 50
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -24,7 +24,7 @@ from vae_lab.arrays import Array, Reader, code_reader, image_reader, in_kind
 from vae_lab.config import Device, EvaluationConfig, RunConfig, fingerprint, flatten, typed
 from vae_lab.data.base import dataset
 from vae_lab.distributions import kl, reparameterize
-from vae_lab.errors import CheckpointError, ConfigError, did_you_mean
+from vae_lab.errors import CheckpointError, ConfigError, DataError, did_you_mean
 from vae_lab.job import choose_device
 from vae_lab.models import Autoencoder, LatentVariableModel
 from vae_lab.networks.base import ImageShape
@@ -255,6 +255,21 @@ def read_config(folder: RunDir) -> dict[str, Any]:
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"{folder.config}: not readable as a run's config ({str(error).splitlines()[0]}).") from error
     return cfg
+
+
+def read_results(folder: RunDir) -> dict[str, Any]:
+    """results.json, or an empty dict where there is none yet.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    try:
+        results = folder.read_results() or {}
+        if isinstance(results.get("test", {}), dict):
+            return results
+        raise TypeError("'test' is no object")
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise DataError(f"{folder.results}: damaged ({error}).") from error
 
 
 def _read_weights(folder: RunDir, name: str, cfg: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -7,11 +7,11 @@ from typing import Any
 import yaml
 
 from vae_lab.config import flatten
-from vae_lab.errors import ConfigError
+from vae_lab.errors import ConfigError, DataError
 from vae_lab.run_dir import RunDir
 from vae_lab.tasks.command import say_written
 from vae_lab.tasks.files import text, write_all
-from vae_lab.trained import CHECKPOINTS, load, read_config
+from vae_lab.trained import CHECKPOINTS, load, read_config, read_results
 
 PICTURES = {
     "reconstructions": "Test images over their reconstructions",
@@ -29,6 +29,9 @@ UNITS = {
     "mse": "squared error per pixel",
     "active_units": "latents whose mean code varies",
 }
+NEEDED = (
+    "beta", "beta_eff", "parameters", "epochs", "best_epoch", "time", "environment", "fingerprint", "data_digest",
+)  # fmt: skip
 HIDDEN = ("data.root", "resume", "resume_allow", "tracking", "device", "evaluation")  # of this machine, or of no meaning elsewhere
 
 
@@ -44,10 +47,13 @@ def card(run_dir: RunDir, license: str | None = None, repo: str | None = None) -
 
     Raises:
         ConfigError: no run lies there, or it has no results yet.
+        DataError: its results are damaged.
     """
-    cfg, results = read_config(run_dir), run_dir.read_results()
-    if results is None or not results.get("test"):
+    cfg, results = read_config(run_dir), read_results(run_dir)
+    if not results.get("test"):
         raise ConfigError(f"{run_dir.path}: no test numbers in {run_dir.results.name}; let the run end first.")
+    if missing := [key for key in NEEDED if key not in results]:
+        raise DataError(f"{run_dir.results}: damaged ({', '.join(missing)} missing).")
     name, test = cfg["name"], {key: value for key, value in results["test"].items() if isinstance(value, int | float)}
     header = yaml.safe_dump(_metadata(cfg, test, license), sort_keys=False, allow_unicode=True)
     beta = "" if results["beta"] is None else f", beta {results['beta']:g} (beta_eff {results['beta_eff']:.4g})"

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from vae_lab.errors import ConfigError, StorageError
-from vae_lab.run_dir import free_space, storage_errors
+from vae_lab.interrupt import interrupts
+from vae_lab.run_dir import storage_errors
 
 Writer = Callable[[BinaryIO], object]
 
@@ -36,6 +37,7 @@ def check_writable(path: Path) -> None:
 
 def write_all(files: Mapping[Path, Writer]) -> list[Path]:
     """Write every file beside its place, and only then move them all there; returns their paths."""
+    interrupts.check()
     temporaries = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in files}
     made: list[Path] = []
     try:
@@ -63,12 +65,3 @@ def write_all(files: Mapping[Path, Writer]) -> list[Path]:
 def text(content: str) -> Writer:
     """A writer of UTF-8 text."""
     return lambda file: file.write(content.encode())
-
-
-def too_large(path: Path, num_bytes: int) -> None:
-    """Raise `StorageError` before work whose result cannot be stored."""
-    import shutil
-
-    folder = next(parent for parent in path.absolute().parents if parent.is_dir())
-    if num_bytes > shutil.disk_usage(folder).free:
-        raise StorageError(f"Cannot write {path}: {num_bytes / 2**30:.1f} GiB are needed ({free_space(path)}).")

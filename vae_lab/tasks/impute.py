@@ -66,7 +66,7 @@ def chains(run: TrainedRun, x: Array, missing: Array, num_chains: int = 8, steps
     rounds.
 
     References:
-        Rezende, Mohamed & Wierstra 2014, section 6.3 and appendix F. https://arxiv.org/abs/1401.4082
+        Rezende, Mohamed & Wierstra 2014, missing data imputation. https://arxiv.org/abs/1401.4082
     """
     if num_chains < 1 or steps < 1:
         raise ConfigError(f"num_chains={num_chains}, steps={steps}: at least 1 each.")

@@ -15,7 +15,7 @@ from vae_lab.errors import ConfigError, DataError
 from vae_lab.tasks import picture, source
 from vae_lab.tasks.command import open_run, say_written
 from vae_lab.tasks.files import output, write_all
-from vae_lab.trained import TrainedRun
+from vae_lab.trained import TrainedRun, read_results
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def traverse(
 
 def _measured(run: TrainedRun) -> tuple[list[float] | None, list[float] | None]:
     """KL and standard deviation of each latent over the test images, where the run got as far as measuring them."""
-    test = (run.run_dir.read_results() or {}).get("test", {})
+    test = read_results(run.run_dir).get("test", {})
     lists = [test.get(key) for key in ("kl_per_latent", "code_std")]
     kl, deviation = (found if found and len(found) == run.model.latent_dim else None for found in lists)
     return kl, deviation
