@@ -103,3 +103,21 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return folder
 
     return run
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
+    """Run a command as `vae-lab` does, in tmp_path; returns its exit code."""
+    from vae_lab.cli import main
+    from vae_lab.interrupt import interrupts
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(type(interrupts), "install", lambda self: None)  # pytest's own handlers stay
+
+    def run(*arguments: object) -> int:
+        monkeypatch.setattr("sys.argv", ["vae-lab", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return int(end.value.code or 0)
+
+    return run

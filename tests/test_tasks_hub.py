@@ -16,7 +16,7 @@ import yaml
 
 import vae_lab
 from tests.conftest import ROOT
-from tests.test_tasks_commands import call, files  # noqa: F401 (call is a fixture)
+from tests.test_tasks_wrong import files
 from tests.test_trained import QUICK, copy_of
 from vae_lab.errors import ConfigError
 from vae_lab.run_dir import RunDir
@@ -32,7 +32,7 @@ def folder(trained, tmp_path: Path) -> Path:
     return copy_of(trained(*DRAWN), tmp_path / "run")
 
 
-def test_the_card_says_what_the_run_is(call, folder: Path) -> None:  # noqa: F811
+def test_the_card_says_what_the_run_is(call, folder: Path) -> None:
     assert call("card", folder, "--license", "mit") == 0
     found = huggingface_hub.ModelCard.load(folder / "README.md")
     results = RunDir(folder).read_results()
@@ -82,7 +82,7 @@ def test_no_path_and_no_secret_of_this_machine_is_uploaded(folder: Path, tmp_pat
         contents(RunDir(folder), "user/name")
 
 
-def test_a_dry_run_lists_and_sends_nothing(call, folder: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_a_dry_run_lists_and_sends_nothing(call, folder: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     before = files(folder)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # not even asked for
     assert call("push", folder, "user/name", "--dry-run") == 0

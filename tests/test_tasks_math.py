@@ -12,8 +12,8 @@ from vae_lab.data import load as load_data
 from vae_lab.errors import ConfigError, DataError
 from vae_lab.tasks.anomaly import detection, latent_distance
 from vae_lab.tasks.encode import flatten
-from vae_lab.tasks.impute import make_mask, mask_reader
 from vae_lab.tasks.interpolate import path
+from vae_lab.tasks.masks import make_mask, mask_reader
 from vae_lab.tasks.sample import draw_codes, fit_mixture
 from vae_lab.trained import TrainedRun
 

@@ -10,13 +10,12 @@ import torch
 from PIL import Image
 
 import vae_lab
-from tests.test_tasks_commands import call  # noqa: F401 (a fixture)
 from tests.test_trained import copy_of
 from vae_lab.tasks import picture, source
 from vae_lab.tasks.anomaly import detection
 from vae_lab.tasks.files import write_all
-from vae_lab.tasks.impute import make_mask, mask_reader
 from vae_lab.tasks.interpolate import decode_path, path
+from vae_lab.tasks.masks import make_mask, mask_reader
 from vae_lab.trained import TrainedRun
 
 pytestmark = pytest.mark.mnist
@@ -78,7 +77,7 @@ def test_a_gif_of_40_frames_takes_less_than_3_seconds(run: TrainedRun, tmp_path:
         assert image.n_frames == 78
 
 
-def test_the_commands_on_mnist(call, folder: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_the_commands_on_mnist(call, folder: Path, tmp_path: Path) -> None:
     run = copy_of(folder, tmp_path / "run")
     for command in (
         ("encode", "--plot"), ("sample",), ("reconstruct",), ("interpolate", "--classes", "3", "8", "--frames", "40"),

@@ -18,6 +18,7 @@ import yaml
 import vae_lab
 from tests.conftest import ROOT
 from vae_lab.arrays import check_kind
+from vae_lab.config import fingerprint
 from vae_lab.data import load as load_data
 from vae_lab.errors import CheckpointError, ConfigError, DataError
 from vae_lab.trained import TrainedRun
@@ -265,6 +266,16 @@ def test_weights_of_another_run_are_refused(trained, tmp_path: Path) -> None:
     shutil.copytree(trained(*LINEAR_VAE) / "checkpoints", folder / "checkpoints")
     with pytest.raises(CheckpointError, match="fingerprints differ"):
         vae_lab.load(folder)
+
+
+def test_a_run_from_before_classes_could_be_chosen_loads(trained, tmp_path: Path, x: torch.Tensor) -> None:
+    folder = copy_of(trained(*QUICK), tmp_path / "run")
+    cfg = yaml.safe_load((folder / "config.yaml").read_text())
+    del cfg["data"]["classes"]
+    (folder / "config.yaml").write_text(yaml.safe_dump(cfg))
+    manifest = folder / "checkpoints" / "best" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"fingerprint": fingerprint(cfg)}))
+    assert torch.equal(vae_lab.load(folder, device="cpu").encode(x).mu, vae_lab.load(trained(*QUICK), device="cpu").encode(x).mu)
 
 
 HOSTILE = {

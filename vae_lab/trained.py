@@ -14,20 +14,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-import yaml
-from omegaconf import OmegaConf
 from torch import Tensor
 from torch.distributions import Distribution
 
-from vae_lab import checkpoint, rng, security
+from vae_lab import rng
 from vae_lab.arrays import Array, Reader, code_reader, image_reader, in_kind
-from vae_lab.config import Device, EvaluationConfig, RunConfig, fingerprint, flatten, typed
+from vae_lab.config import Device, EvaluationConfig, typed
 from vae_lab.data.base import dataset
 from vae_lab.distributions import kl, reparameterize
-from vae_lab.errors import CheckpointError, ConfigError, DataError, did_you_mean
+from vae_lab.errors import ConfigError, did_you_mean
 from vae_lab.job import choose_device
 from vae_lab.models import Autoencoder, LatentVariableModel
 from vae_lab.networks.base import ImageShape
+from vae_lab.reading import CHECKPOINTS, read_config, read_weights
 from vae_lab.resume import check_state
 from vae_lab.run_dir import RunDir
 from vae_lab.system import System, build_system
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
     from vae_lab.tasks.sample import Mixture
     from vae_lab.tasks.traverse import Traversal
 
-CHECKPOINTS = ("best", "last")
 Progress = Callable[[int, int], None]  # images done, images in all
 
 
@@ -224,7 +222,8 @@ def load(run_dir: Path | str, checkpoint: str = "best", device: str = "auto", on
         raise ConfigError(f"device={device!r}: choose {', '.join(Device.__members__)}.")
     chosen, folder = choose_device(Device(device)), RunDir(run_dir)
     cfg = read_config(folder)
-    found, manifest = _read_weights(folder, checkpoint, cfg)
+    found, manifest = read_weights(folder, checkpoint, cfg)
+    cfg["data"] = {"classes": None} | cfg["data"]  # a run from before there was this key kept all classes
     image_shape = dataset(cfg["data"]).image_shape
     system = build_system(cfg, image_shape)
     check_state(folder.checkpoints / checkpoint, found, system.state_dict())
@@ -232,53 +231,3 @@ def load(run_dir: Path | str, checkpoint: str = "best", device: str = "auto", on
     system.to(chosen).eval().requires_grad_(False)
     batch_size = typed(EvaluationConfig, cfg["evaluation"], "evaluation").batch_size
     return TrainedRun(folder, cfg, system, manifest, image_shape, chosen, batch_size, on_batch)
-
-
-def read_config(folder: RunDir) -> dict[str, Any]:
-    """The config of a run directory, which may come from anywhere: plain values of a run's keys, nothing that resolves.
-
-    Raises:
-        ConfigError: no run lies there, or its config is none.
-    """
-    if not folder.config.is_file():
-        raise ConfigError(f"{folder.path}: no run lies there (no {folder.config.name}). Runs are below outputs/runs.")
-    try:
-        security.check_yaml_file(folder.config)
-        cfg = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
-        if not isinstance(cfg, dict):
-            raise ConfigError(f"{folder.config}: not a run's config.")
-        for key, value in flatten(cfg).items():
-            if "${" in str(value):
-                raise ConfigError(f"{folder.config}: {key} holds '${{': a run's config is resolved.")
-        security.check_config(OmegaConf.create(cfg))
-        typed(RunConfig, cfg, "")
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{folder.config}: not readable as a run's config ({str(error).splitlines()[0]}).") from error
-    return cfg
-
-
-def read_results(folder: RunDir) -> dict[str, Any]:
-    """results.json, or an empty dict where there is none yet.
-
-    Raises:
-        DataError: it is damaged.
-    """
-    try:
-        results = folder.read_results() or {}
-        if isinstance(results.get("test", {}), dict):
-            return results
-        raise TypeError("'test' is no object")
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise DataError(f"{folder.results}: damaged ({error}).") from error
-
-
-def _read_weights(folder: RunDir, name: str, cfg: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    path = folder.checkpoints / name
-    if not path.exists():
-        there = [other for other in CHECKPOINTS if (folder.checkpoints / other).exists()]
-        hint = f" There is '{there[0]}': checkpoint={there[0]}." if there else " A run writes its first after some epochs."
-        raise CheckpointError(f"{path}: no such checkpoint.{hint}")
-    found = checkpoint.load(path)
-    if found.manifest.get("fingerprint") != fingerprint(cfg):
-        raise CheckpointError(f"{path} and {folder.config.name} beside it are of different runs (fingerprints differ).")
-    return found.model, found.manifest

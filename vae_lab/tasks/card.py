@@ -8,10 +8,11 @@ import yaml
 
 from vae_lab.config import flatten
 from vae_lab.errors import ConfigError, DataError
+from vae_lab.reading import CHECKPOINTS, read_config, read_results
 from vae_lab.run_dir import RunDir
 from vae_lab.tasks.command import say_written
 from vae_lab.tasks.files import text, write_all
-from vae_lab.trained import CHECKPOINTS, load, read_config, read_results
+from vae_lab.trained import load
 
 PICTURES = {
     "reconstructions": "Test images over their reconstructions",
@@ -113,7 +114,7 @@ def _use(run_dir: RunDir, repo: str | None) -> list[str]:
 
 def _data(cfg: dict[str, Any]) -> str:
     data = cfg["data"]
-    kept = f", classes {data['classes']}" if data["classes"] is not None else ""
+    kept = f", classes {data['classes']}" if data.get("classes") is not None else ""
     return f"{data['name']}{kept}" + ("" if data["binarize"] == "none" else f" (binarised: {data['binarize']})")
 
 

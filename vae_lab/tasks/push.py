@@ -8,11 +8,12 @@ import yaml
 
 from vae_lab import security
 from vae_lab.errors import ConfigError, DataError, StorageError
+from vae_lab.reading import CHECKPOINTS, read_config
 from vae_lab.run_dir import RunDir
 from vae_lab.tasks.card import card, card_files
 from vae_lab.tasks.command import say
 from vae_lab.tasks.export import needs
-from vae_lab.trained import CHECKPOINTS, load, read_config
+from vae_lab.trained import load
 
 REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 

@@ -12,10 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vae_lab.errors import ConfigError, DataError
+from vae_lab.reading import read_results
 from vae_lab.tasks import picture, source
 from vae_lab.tasks.command import open_run, say_written
 from vae_lab.tasks.files import output, write_all
-from vae_lab.trained import TrainedRun, read_results
+from vae_lab.trained import TrainedRun
 
 
 @dataclass(frozen=True)
