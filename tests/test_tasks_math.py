@@ -14,7 +14,7 @@ from vae_lab.tasks.anomaly import detection, latent_distance
 from vae_lab.tasks.encode import flatten
 from vae_lab.tasks.interpolate import path
 from vae_lab.tasks.masks import make_mask, mask_reader
-from vae_lab.tasks.sample import draw_codes, fit_mixture
+from vae_lab.tasks.sample import columns_for, draw_codes, fit_mixture
 from vae_lab.trained import TrainedRun
 
 
@@ -229,6 +229,11 @@ def test_detection_of_planted_scores() -> None:
     assert found["outlier_share"] == 0.2
     assert 0.2 < found["average_precision"] < 1
     assert detection(outlier.astype(float), outlier) == {"auroc": 1, "average_precision": 1, "outlier_share": 0.2}
+
+
+def test_grids_are_full_where_they_can_be() -> None:
+    assert [columns_for(n) for n in (1, 2, 7, 10, 32, 64, 100)] == [1, 2, 3, 5, 8, 8, 10]
+    assert all(columns_for(n) ** 2 >= n for n in range(1, 500))
 
 
 def test_planes() -> None:

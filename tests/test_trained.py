@@ -204,6 +204,7 @@ def test_global_random_states_are_left_alone_and_not_read(vae: TrainedRun, x: to
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")
 def test_a_gpu_gives_the_same(trained, x: torch.Tensor) -> None:
     folder = trained(*QUICK)
     cpu, cuda = (every_answer(vae_lab.load(folder, device=name), x[:23]) for name in ("cpu", "cuda"))

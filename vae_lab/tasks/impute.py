@@ -29,7 +29,7 @@ class Imputation:
     """Filled images [N, C, H, W]; observed pixels are untouched in all of them.
 
     Attributes:
-        mean: the estimate with the least squared error: the mean over chains, or the image of the optimised code.
+        mean: the estimate: the mean over chains, which has the least squared error, or the image of the optimised code.
         samples: the last state of each chain, [N, K, C, H, W]; None for the optimised code.
     """
 

@@ -63,6 +63,12 @@ def draw_codes(run: TrainedRun, n: int, seed: int = 0, temperature: float = 1.0,
     return run.prior.mean.cpu() + run.prior.stddev.cpu() * eps
 
 
+def columns_for(n: int) -> int:
+    """Columns of a grid of `n` images without an empty place, where there is one that is not too wide; else of a square."""
+    side = math.isqrt(n - 1) + 1
+    return next((columns for columns in range(side, 2 * side) if n % columns == 0), side)
+
+
 def command(arguments: argparse.Namespace) -> int:
     """`vae-lab sample`."""
     run = open_run(arguments)
@@ -74,7 +80,7 @@ def command(arguments: argparse.Namespace) -> int:
         codes = run.encode(source.own_train(run).x[:MAX_CODES]).mu
         mixture, where = fit_mixture(codes, arguments.components, arguments.seed), f"a mixture of {arguments.components} Gaussians"
     images = run.sample(arguments.n, arguments.seed, arguments.temperature, mixture)
-    columns = math.ceil(math.sqrt(min(arguments.n, MAX_SHOWN)))
+    columns = columns_for(min(arguments.n, MAX_SHOWN))
     shown = images[:MAX_SHOWN]
     cells = torch.ones(math.ceil(len(shown) / columns) * columns, *shown.shape[1:])
     cells[: len(shown)] = shown
