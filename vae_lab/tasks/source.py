@@ -73,9 +73,9 @@ def read(run: TrainedRun, spec: str | None = None, fit: bool = False) -> Source:
     elif named and "/" not in spec:
         choices = names("data")
         hint = did_you_mean(named["name"], choices)
-        raise ConfigError(f"--data {spec}: neither a data set ({', '.join(choices)}) nor a file or folder.{hint}")
+        raise ConfigError(f"{spec}: neither a data set ({', '.join(choices)}) nor a file or folder.{hint}")
     else:
-        raise DataError(f"--data {spec}: no such file or folder ({path.absolute()}).")
+        raise DataError(f"{spec}: no such file or folder ({path.absolute()}).")
     return replace(source, x=_binarize(run, source.x))
 
 
@@ -90,14 +90,14 @@ def class_list(text: str | None) -> list[int] | None:
 def known(run: TrainedRun, name: str, split: str, classes: list[int] | None = None) -> Source:
     """A split of a data set; of the run's own, exactly as it was trained, but for the classes if some are named."""
     if split not in SPLITS:
-        raise ConfigError(f"--data {name}:{split}: choose {', '.join(SPLITS)}.{did_you_mean(split, SPLITS)}")
+        raise ConfigError(f"{name}:{split}: choose {', '.join(SPLITS)}.{did_you_mean(split, SPLITS)}")
     parts = load(data_config(run, name, classes))
     images: Images | None = getattr(parts, split)
     if images is None:
-        raise ConfigError(f"--data {name}:val: this data set has no validation images (data.val_size=0).")
+        raise ConfigError(f"{name}:val: this data set has no validation images (data.val_size=0).")
     if tuple(images.x.shape[1:]) != run.image_shape:
         raise DataError(
-            f"--data {name}: images of {_by(images.x.shape[1:])}, but {run.name} was trained on {_by(run.image_shape)}."
+            f"{name}: images of {_by(images.x.shape[1:])}, but {run.name} was trained on {_by(run.image_shape)}."
         )
     chosen = "" if classes is None else f", {'class' if len(classes) == 1 else 'classes'} {', '.join(map(str, classes))}"
     return Source(images.x, images.y, f"{name} {split}{chosen}")
@@ -124,7 +124,7 @@ def own_train(run: TrainedRun) -> Source:
 def _folder(run: TrainedRun, folder: Path, fit: bool) -> Source:
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
     if not paths:
-        raise DataError(f"--data {folder}: no {', '.join(SUFFIXES)} files below it.")
+        raise DataError(f"{folder}: no {', '.join(SUFFIXES)} files below it.")
     x = _stack(run, paths, folder, fit)
     parents = [path.relative_to(folder).parts[0] for path in paths]
     nested = all(len(path.relative_to(folder).parts) > 1 for path in paths)
@@ -138,7 +138,7 @@ def _stack(run: TrainedRun, paths: list[Path], root: Path, fit: bool) -> Tensor:
     if bad:
         more = f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
         raise DataError(
-            f"--data {root if len(paths) > 1 else paths[0]}: {len(bad)} of {len(paths)} files cannot be used: "
+            f"{root if len(paths) > 1 else paths[0]}: {len(bad)} of {len(paths)} files cannot be used: "
             f"{'; '.join(bad[:SHOWN])}{more}. {run.name} takes {_by(run.image_shape)}; --fit crops, scales and converts."
         )
     return torch.from_numpy(np.stack([pixels for pixels in found if not isinstance(pixels, str)]))
@@ -186,16 +186,16 @@ def _array(run: TrainedRun, path: Path) -> Tensor:
     try:
         array = np.load(path, allow_pickle=False)
     except FileNotFoundError as error:
-        raise DataError(f"--data {path}: no such file.") from error
+        raise DataError(f"{path}: no such file.") from error
     except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"--data {path}: not a readable .npy file ({str(error).splitlines()[0]}).") from error
+        raise DataError(f"{path}: not a readable .npy file ({str(error).splitlines()[0]}).") from error
     if not isinstance(array, np.ndarray):
-        raise DataError(f"--data {path}: an archive of several arrays; pass one array.")
+        raise DataError(f"{path}: an archive of several arrays; pass one array.")
     try:
         whole = slice(0, len(array)) if array.ndim else slice(0, 0)
         checked = image_reader(array, run.image_shape)(whole)
     except DataError as error:
-        raise DataError(f"--data {path}: {error}") from error
+        raise DataError(f"{path}: {error}") from error
     return checked if array.dtype != np.uint8 else checked.mul(255).round().to(torch.uint8)
 
 
