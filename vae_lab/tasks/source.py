@@ -96,9 +96,7 @@ def known(run: TrainedRun, name: str, split: str, classes: list[int] | None = No
     if images is None:
         raise ConfigError(f"{name}:val: this data set has no validation images (data.val_size=0).")
     if tuple(images.x.shape[1:]) != run.image_shape:
-        raise DataError(
-            f"{name}: images of {_by(images.x.shape[1:])}, but {run.name} was trained on {_by(run.image_shape)}."
-        )
+        raise DataError(f"{name}: images of {_by(images.x.shape[1:])}, but {run.name} was trained on {_by(run.image_shape)}.")
     chosen = "" if classes is None else f", {'class' if len(classes) == 1 else 'classes'} {', '.join(map(str, classes))}"
     return Source(images.x, images.y, f"{name} {split}{chosen}")
 
