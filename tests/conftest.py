@@ -81,3 +81,43 @@ def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
         )
 
     return call
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The folder of a finished run by its overrides, trained once for all tests; nobody may change it."""
+    from functools import cache
+    from io import StringIO
+
+    from rich.console import Console
+
+    from vae_lab.config import to_plain
+    from vae_lab.entry import compose_checked
+    from vae_lab.train import train
+
+    @cache
+    def run(*overrides: str) -> Path:
+        folder = tmp_path_factory.mktemp("trained") / "run"
+        cfg = to_plain(compose_checked(["tracking=none", "evaluation.figures=false", "device=cpu", *overrides])[0])
+        train(cfg, folder, Console(file=StringIO()))
+        return folder
+
+    return run
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
+    """Run a command as `vae-lab` does, in tmp_path; returns its exit code."""
+    from vae_lab.cli import main
+    from vae_lab.interrupt import interrupts
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(type(interrupts), "install", lambda self: None)  # pytest's own handlers stay
+
+    def run(*arguments: object) -> int:
+        monkeypatch.setattr("sys.argv", ["vae-lab", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return int(end.value.code or 0)
+
+    return run

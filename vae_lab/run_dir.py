@@ -26,6 +26,9 @@ class RunDir:
         self.checkpoints = self.path / "checkpoints"
         self.figures = self.path / "figures"
         self.log = self.path / "run.log"
+        self.tasks = self.path / "tasks"  # what vae-lab's commands write
+        self.export = self.path / "export"
+        self.card = self.path / "README.md"
 
     def write_config(self, plain: dict[str, Any]) -> None:
         """The resolved config, enough to repeat the run."""

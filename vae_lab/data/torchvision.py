@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -44,6 +45,18 @@ class TorchvisionDataset(Dataset):
         missing = [name for name in self.files if not (folder / name).is_file()]
         if missing and not self.config.download:
             raise DataError(self._message(folder, f"missing {', '.join(missing)} (data.download=false)"))
+        if missing:
+            self._download(self._class(), root, folder, missing)
+        self._verify(folder)
+        try:
+            return self._split(root, True), self._split(root, False)
+        except DataError:
+            raise
+        except Exception as error:
+            raise DataError(self._message(folder, f"damaged files ({type(error).__name__}: {error})")) from error
+
+    def _class(self) -> Any:
+        """The torchvision class; its package takes seconds to import, so it is asked only where it is needed."""
         try:
             import torchvision.datasets
         except Exception as error:
@@ -51,14 +64,11 @@ class TorchvisionDataset(Dataset):
                 f"data={self.config.name} needs torchvision, which cannot be imported ({error}). Reinstall the matching pair: "
                 "pip install --force-reinstall torch torchvision"
             ) from error
-        cls = getattr(torchvision.datasets, self.source)
-        if missing:
-            self._download(cls, root, folder, missing)
-        self._verify(folder)
-        try:
-            return tuple(self._images(cls(str(root), train=train, download=False)) for train in (True, False))  # type: ignore[return-value]
-        except Exception as error:
-            raise DataError(self._message(folder, f"damaged files ({type(error).__name__}: {error})")) from error
+        return getattr(torchvision.datasets, self.source)
+
+    @abstractmethod
+    def _split(self, root: Path, train: bool) -> Images:
+        """The training or the test images of files that lie there; whatever it raises means damaged files."""
 
     def _download(self, cls: Any, root: Path, folder: Path, missing: list[str]) -> None:
         """Into a folder beside the final one, then renamed: whoever looks sees all files or none."""
@@ -98,20 +108,38 @@ class TorchvisionDataset(Dataset):
             f"torchvision.datasets.{self.source}('{self.config.root}', download=True)\""
         )
 
-    def _images(self, raw: Any) -> Images:
-        x = torch.as_tensor(np.asarray(raw.data)).view(-1, *self.image_shape)
-        return Images(x.contiguous(), torch.as_tensor(raw.targets).long())
+
+class IdxDataset(TorchvisionDataset):
+    """Files in MNIST's own format are read here: a header of four bytes, the sizes of the axes, then all values."""
+
+    files = MNIST_FILES
+
+    def _split(self, root: Path, train: bool) -> Images:
+        pixels, labels = (_read_idx(root / self.folder / name) for name in self.files[0 if train else 2 :][:2])
+        if len(pixels) != len(labels) or pixels.shape[1:] != self.image_shape[1:] or labels.ndim != 1:
+            raise ValueError(f"images {list(pixels.shape)} and labels {list(labels.shape)} do not match")
+        return Images(torch.from_numpy(pixels).view(-1, *self.image_shape), torch.from_numpy(labels).long())
+
+
+def _read_idx(path: Path) -> np.ndarray:
+    """An array of unsigned bytes. Format: http://yann.lecun.com/exdb/mnist"""
+    data = path.read_bytes()
+    if data[:3] != b"\0\0\x08":
+        raise ValueError(f"{path.name} does not begin as an IDX file of bytes does")
+    start = 4 + 4 * data[3]
+    shape = np.frombuffer(data[4:start], dtype=">u4").astype(int)
+    return np.frombuffer(data, dtype=np.uint8, offset=start).reshape(shape).copy()
 
 
 @register("data", "mnist")
-class MNIST(TorchvisionDataset):
+class MNIST(IdxDataset):
     """70,000 handwritten digits, 28x28.
 
     References:
         LeCun et al. 1998. https://doi.org/10.1109/5.726791
     """
 
-    title, source, folder, files = "MNIST", "MNIST", "MNIST/raw", MNIST_FILES
+    title, source, folder = "MNIST", "MNIST", "MNIST/raw"
     image_shape = (1, 28, 28)
     md5: ClassVar[dict[str, str]] = {
         "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
@@ -122,26 +150,26 @@ class MNIST(TorchvisionDataset):
 
 
 @register("data", "fashion_mnist")
-class FashionMNIST(TorchvisionDataset):
+class FashionMNIST(IdxDataset):
     """70,000 articles of clothing, 28x28.
 
     References:
         Xiao, Rasul & Vollgraf 2017. https://arxiv.org/abs/1708.07747
     """
 
-    title, source, folder, files = "Fashion-MNIST", "FashionMNIST", "FashionMNIST/raw", MNIST_FILES
+    title, source, folder = "Fashion-MNIST", "FashionMNIST", "FashionMNIST/raw"
     image_shape = (1, 28, 28)
 
 
 @register("data", "kmnist")
-class KMNIST(TorchvisionDataset):
+class KMNIST(IdxDataset):
     """70,000 cursive Japanese characters, 28x28.
 
     References:
         Clanuwat et al. 2018. https://arxiv.org/abs/1812.01718
     """
 
-    title, source, folder, files = "KMNIST", "KMNIST", "KMNIST/raw", MNIST_FILES
+    title, source, folder = "KMNIST", "KMNIST", "KMNIST/raw"
     image_shape = (1, 28, 28)
 
 
@@ -157,6 +185,7 @@ class CIFAR10(TorchvisionDataset):
     files = (*(f"data_batch_{index}" for index in range(1, 6)), "test_batch", "batches.meta")
     image_shape = (3, 32, 32)
 
-    def _images(self, raw: Any) -> Images:
+    def _split(self, root: Path, train: bool) -> Images:
+        raw = self._class()(str(root), train=train, download=False)
         x = torch.from_numpy(raw.data).permute(0, 3, 1, 2).contiguous()
         return Images(x, torch.tensor(raw.targets))
