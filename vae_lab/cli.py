@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+from vae_lab.compare import command as compare
 from vae_lab.entry import one_message
 
 
@@ -19,6 +20,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     command = commands.add_parser("doctor", help="check this machine: versions, device, determinism, and a short round of faults")
     command.set_defaults(run=doctor)
+    compare.add_commands(commands)
     arguments = parser.parse_args()
     with one_message():
         sys.exit(arguments.run(arguments))
