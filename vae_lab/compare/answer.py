@@ -90,12 +90,13 @@ def _others(found: Comparison, digits: int) -> list[str]:
         else:
             unclear.append((group, pair))
     text = []
+    tests = f"Holm-corrected for {len(found.pairs)} pairs" if len(found.pairs) > 1 else "one pair"
     if clear:
         gains = sorted(pair.gain for _, pair in clear)
         size = number(gains[0], digits) + (f" to {number(gains[-1], digits)}" if len(gains) > 1 else "")
         whom = "every other group" if len(clear) == len(found.groups) - 1 else _names([group.label for group, _ in clear])
         whom = clear[0][0].label if len(clear) == 1 else whom
-        text.append(f"It is better than {whom}, by {size}, beyond the noise of seeds (paired t test, Holm-corrected, p < 0.05).")
+        text.append(f"It is better than {whom}, by {size}, beyond the noise of seeds (paired t test, {tests}, p < 0.05).")
     if unclear:
         named = [f"{group.label} (by {number(pair.gain, digits)}, {probability(pair.p_holm)})" for group, pair in unclear]
         text.append(f"Not told apart from it by these seeds: {_names(named)}.")

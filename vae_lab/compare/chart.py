@@ -26,7 +26,7 @@ class Style:
 @dataclass(frozen=True)
 class Mark:
     """A series. `kind`: line; band (`low` to `high` over x); points; xerr or yerr (an interval from `low` to `high` with a
-    point in it); guide (a thin dashed grey line, named by `text` at its end). `group` is what the legend switches."""
+    point in it); guide (a thin dashed grey line); note (`text` right of a point). `group` is what the legend switches."""
 
     kind: str
     x: Sequence[float]
@@ -89,3 +89,8 @@ def _colours(levels: Sequence[Any]) -> list[str]:
         return list(PALETTE[: len(levels)])
     last = len(SEQUENCE) - 1
     return [SEQUENCE[round(i * last / (len(levels) - 1))] for i in range(len(levels))]
+
+
+def columns_of(panels: int) -> int:
+    """How many panels stand beside each other without leaving one alone below."""
+    return panels if panels < 4 else 3 if panels % 3 == 0 else 2

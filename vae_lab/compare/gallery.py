@@ -46,8 +46,9 @@ class Gallery:
 
 
 def choose(groups: Sequence[Group]) -> list[tuple[Group, Record]]:
-    """A usable run of each group, of the seed that most groups have; at most `MAX_GROUPS`, in the order given."""
+    """A usable run of the first `MAX_GROUPS` groups, best first, of the seed that most have; in their section's order."""
     having = [group for group in groups if any(record.usable for record in group.records)][:MAX_GROUPS]
+    having.sort(key=lambda group: group.index)
     seeds = Counter(seed for group in having for seed in {record.seed for record in group.records if record.usable})
     if not seeds:
         return []
@@ -65,10 +66,11 @@ def galleries(chosen: Sequence[tuple[Group, Record]], budget: int) -> tuple[list
     there = [(kind, group, record) for kind in KINDS for group, record in chosen if _file(record, kind) is not None]
     share = budget // max(1, len(there))
     for kind, title in KINDS.items():
-        pictures = []
+        pictures: list[Picture] = []
         for group, record in ((g, r) for k, g, r in there if k == kind):
             try:
-                pictures.append(_picture(group.label, record, kind, share))
+                width = pictures[-1].width if pictures else WIDTH  # what fitted before
+                pictures.append(_picture(group.label, record, kind, share, width))
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
                 problems.append(
                     f"{_file(record, kind)}: {str(error).splitlines()[0][:200] if str(error) else type(error).__name__}"
@@ -85,14 +87,14 @@ def _file(record: Record, kind: str) -> str | None:
     return str(path) if path.is_file() else None
 
 
-def _picture(label: str, record: Record, kind: str, share: int) -> Picture:
+def _picture(label: str, record: Record, kind: str, share: int, width: int) -> Picture:
     file = _file(record, kind)
     assert file is not None
     with Image.open(file, formats=("PNG",)) as image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width} x {image.height} pixels are more than a figure has")
         picture = image.convert("RGB")
-    width = min(WIDTH, picture.width)
+    width = min(width, picture.width)
     small, data = _encode(picture, width)
     while len(data) > share and width > MIN_WIDTH:
         width = max(MIN_WIDTH, int(0.9 * width * math.sqrt(share / len(data))))
@@ -105,5 +107,5 @@ def _encode(picture: Image.Image, width: int) -> tuple[Image.Image, bytes]:
     height = max(1, round(picture.height * width / picture.width))
     small = picture.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=2.0)
     buffer = io.BytesIO()
-    small.save(buffer, "WEBP", quality=72, method=3)
+    small.save(buffer, "WEBP", quality=72, method=2)
     return small, buffer.getvalue()

@@ -186,7 +186,8 @@ def _groups(records: Sequence[Record], by: Sequence[str]) -> list[Group]:
     for runs in members.values():
         values = tuple(_hashable(runs[0].config.get(full_key(key))) for key in by)
         groups.append(Group(values, "", runs))
-    groups.sort(key=lambda group: [_order(value) for value in group.values])
+    words = [list(dict.fromkeys(group.values[i] for group in groups)) for i in range(len(by))]
+    groups.sort(key=lambda group: [_order(value, words[i].index(value)) for i, value in enumerate(group.values)])
     shown = [i for i in range(len(by)) if len({_text(group.values[i]) for group in groups}) > 1] or list(range(len(by)))
     seeds_of_root: dict[Any, set[int]] = {}
     for record in records:
@@ -227,10 +228,10 @@ def _hashable(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, list | dict) else value
 
 
-def _order(value: Any) -> tuple[bool, float, str]:
-    """Numbers by size, then words by the alphabet."""
+def _order(value: Any, appeared: int) -> tuple[bool, float]:
+    """Numbers by size, then words as the sweep lists them."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return not number, float(value) if number else 0.0, "" if number else str(value)
+    return not number, float(value) if number else float(appeared)
 
 
 def _common(values: Iterable[Any]) -> float | None:

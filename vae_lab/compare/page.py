@@ -18,7 +18,7 @@ from vae_lab.compare import gallery, plots
 from vae_lab.compare.analysis import Comparison
 from vae_lab.compare.answer import decimals, interval, number, probability, seconds, sentences, standing
 from vae_lab.compare.audit import KINDS, lost
-from vae_lab.compare.chart import Style, styles
+from vae_lab.compare.chart import Style, columns_of, styles
 from vae_lab.compare.collect import Record
 from vae_lab.compare.groups import Group, full_key
 from vae_lab.compare.metrics import OTHERS, SPLITS, TERMS
@@ -94,8 +94,8 @@ def _asset(environment: Environment, name: str) -> Markup:
 
 
 def _json(value: Any) -> str:
-    """JSON that cannot end the script element it stands in; NaN is null."""
-    text = json.dumps(_finite(value), allow_nan=False)
+    """JSON that cannot end the script element it stands in; six digits are more than a screen shows, NaN is null."""
+    text = json.dumps(_finite(value), allow_nan=False, separators=(",", ":"))
     return (
         text.replace("<", "\\u003c")
         .replace(">", "\\u003e")
@@ -107,7 +107,7 @@ def _json(value: Any) -> str:
 
 def _finite(value: Any) -> Any:
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
+        return float(f"{value:.6g}") if math.isfinite(value) else None
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
@@ -130,10 +130,11 @@ def _part(part: Part, index: int, total: int, folder: Path | None) -> tuple[dict
         for number_, figure in enumerate(plots.figures(chart)):
             names.append(f"plot-{index}-{chart.name}-{number_}".replace(".", "-").replace("/", "-"))
             figures.append({"id": names[-1], **figure.to_plotly_json()})
-        charts.append({"title": chart.title, "caption": chart.caption, "plots": names, "wide": chart.wide})
+        charts.append({"title": chart.title, "caption": chart.caption, "plots": names, "columns": columns_of(len(names))})
     shown = [
         {
             "title": one.title,
+            "wide": one.pictures[0].width > 2 * one.pictures[0].height,
             "pictures": [
                 {"label": p.label, "seed": p.record.seed, "uri": p.uri, "width": p.width, "height": p.height}
                 | {"link": f"{link}/{p.file}" if (link := _link(p.record, folder)) else None}

@@ -14,12 +14,12 @@ ROW = 30  # pixels for a named row
 
 def figures(chart: Chart) -> list[go.Figure]:
     """A figure for each panel."""
-    return [_figure(panel) for panel in chart.panels]
+    return [_figure(panel, len(chart.panels) == 1) for panel in chart.panels]
 
 
-def _figure(panel: Panel) -> go.Figure:
+def _figure(panel: Panel, alone: bool) -> go.Figure:
     figure = go.Figure([trace for mark in panel.marks for trace in _traces(mark)])
-    height = max(320, 110 + ROW * len(panel.y_ticks)) if panel.y_ticks else 340
+    height = max(320, 110 + ROW * len(panel.y_ticks)) if panel.y_ticks else 440 if alone else 340
     figure.update_layout(
         template="none",
         title={"text": safe(panel.title), "x": 0.01, "font": {"size": 14}},
@@ -29,7 +29,7 @@ def _figure(panel: Panel) -> go.Figure:
         hovermode="closest",
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
-        annotations=[_named(mark, panel) for mark in panel.marks if mark.kind == "guide" and mark.text],
+        annotations=[_note(mark) for mark in panel.marks if mark.kind == "note"],
     )
     figure.update_xaxes(_axis(panel.x_label, panel.x_ticks, panel.x_range), type="log" if panel.x_log else "linear")
     figure.update_yaxes(_axis(panel.y_label, panel.y_ticks, panel.y_range), type="linear")
@@ -43,25 +43,28 @@ def _axis(label: str, ticks: list[tuple[float, str]], limits: tuple[float, float
     return axis | ({"range": list(limits)} if limits else {})
 
 
-def _named(mark: Mark, panel: Panel) -> dict[str, Any]:
+def _note(mark: Mark) -> dict[str, Any]:
     return {
-        "x": mark.x[-1],
-        "y": mark.y[-1],
+        "x": mark.x[0],
+        "y": mark.y[0],
         "text": safe(mark.text[0]),
         "showarrow": False,
         "font": {"size": 10, "color": MUTED},
         "xanchor": "left",
-        "yanchor": "bottom" if not panel.y_ticks else "middle",
-        "xshift": 3,
+        "yanchor": "middle",
+        "xshift": 4,
     }
 
 
 def _traces(mark: Mark) -> list[go.Scatter]:
     colour, symbol, dash = mark.style.colour, SYMBOLS[mark.style.symbol], DASHES[mark.style.dash]
     common = {"x": list(mark.x), "y": list(mark.y), "meta": {"group": mark.group}, "hoverinfo": "skip"}
-    if mark.text and mark.kind != "guide":
-        common |= {"text": [safe(text) for text in mark.text], "hoverinfo": "text+x+y" if mark.kind == "line" else "text"}
+    if mark.text:
+        texts = [safe(text) for text in mark.text]
+        common |= {"text": texts if len(texts) > 1 else texts[0], "hoverinfo": "text+x+y" if mark.kind == "line" else "text"}
     match mark.kind:
+        case "note":
+            return []
         case "guide":
             return [go.Scatter(**common, mode="lines", line={"color": MUTED, "width": 1, "dash": "dash"}, opacity=0.6)]
         case "line":

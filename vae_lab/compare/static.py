@@ -11,14 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from vae_lab.compare.chart import MUTED, Chart, Mark, Panel, Style
+from vae_lab.compare.chart import MUTED, Chart, Mark, Panel, Style, columns_of
 from vae_lab.run_dir import storage_errors
 
 SYMBOLS = ("o", "s", "D", "^", "v", "X", "P", "*")
 DASHES = ("-", "--", ":", "-.")
 INK = "#222222"
-COLUMNS = 3
-SETTINGS: Any = {"text.parse_math": False, "svg.hashsalt": "vae_lab", "font.size": 9}
+SETTINGS: Any = {"text.parse_math": False, "svg.hashsalt": "vae_lab", "svg.fonttype": "none", "font.size": 9}
 
 
 def export(chart: Chart, legend: Sequence[tuple[str, Style]], folder: Path, prefix: str) -> list[Path]:
@@ -28,6 +27,10 @@ def export(chart: Chart, legend: Sequence[tuple[str, Style]], folder: Path, pref
     paths = [folder / f"{prefix}{_file_name(chart.name)}.{kind}" for kind in ("png", "svg")]
     with rc_context(SETTINGS):
         figure = draw(chart, legend)
+        layout = figure.get_layout_engine()
+        assert layout is not None
+        layout.execute(figure)  # once for both files: it takes as long as drawing
+        figure.set_layout_engine("none")
         for path in paths:
             temporary = path.with_name(f".{os.getpid()}.{path.name}")
             with storage_errors(path):
@@ -46,7 +49,7 @@ def _file_name(name: str) -> str:
 
 def draw(chart: Chart, legend: Sequence[tuple[str, Style]]) -> Figure:
     """All panels of a chart in one figure, the groups named below it."""
-    columns = 1 if chart.wide else min(COLUMNS, len(chart.panels))
+    columns = 1 if chart.wide else columns_of(len(chart.panels))
     rows = math.ceil(len(chart.panels) / columns)
     heights = [max(_height(panel) for panel in chart.panels[row * columns : (row + 1) * columns]) for row in range(rows)]
     named = any(not panel.y_ticks for panel in chart.panels) and len(legend) > 1
@@ -76,7 +79,7 @@ def _height(panel: Panel) -> float:
 
 def _panel(axes: Axes, panel: Panel) -> None:
     for mark in panel.marks:
-        _mark(axes, mark, bool(panel.y_ticks))
+        _mark(axes, mark)
     axes.set_title(panel.title, fontsize=9.5, color=INK, loc="left")
     axes.set_xlabel(panel.x_label)
     axes.set_ylabel(panel.y_label)
@@ -98,35 +101,24 @@ def _panel(axes: Axes, panel: Panel) -> None:
     axes.set_axisbelow(True)
 
 
-def _mark(axes: Axes, mark: Mark, rows: bool) -> None:
+def _mark(axes: Axes, mark: Mark) -> None:
     colour, symbol, dash = mark.style.colour, SYMBOLS[mark.style.symbol], DASHES[mark.style.dash]
     match mark.kind:
         case "guide":
             axes.plot(mark.x, mark.y, color=MUTED, lw=0.8, ls="--", alpha=0.7, zorder=1)
-            if mark.text:
-                place: Any = {"va": "center"} if rows and mark.y[0] == mark.y[-1] else {"va": "bottom"}
-                axes.annotate(
-                    mark.text[0],
-                    (mark.x[-1], mark.y[-1]),
-                    (2, 1),
-                    textcoords="offset points",
-                    fontsize=6.5,
-                    color=MUTED,
-                    clip_on=True,
-                    **place,
-                )
+        case "note":
+            at = (mark.x[0], mark.y[0])
+            axes.annotate(mark.text[0], at, (3, 0), textcoords="offset points", fontsize=6.5, color=MUTED, va="center")
         case "line":
             axes.plot(mark.x, mark.y, color=colour, lw=0.9 if mark.faint else 1.5, ls=dash, alpha=0.7 if mark.faint else 1)
         case "band":
             axes.fill_between(mark.x, mark.low, mark.high, color=colour, alpha=0.15, lw=0)
         case "xerr" | "yerr":
-            value = mark.x if mark.kind == "xerr" else mark.y
-            ends = [
-                [v - low for low, v in zip(mark.low, value, strict=True)],
-                [h - v for h, v in zip(mark.high, value, strict=True)],
-            ]
-            kind: Any = {mark.kind: ends}
-            axes.errorbar(mark.x, mark.y, **kind, color=colour, marker=symbol, markersize=5.5, capsize=2.5, lw=1.5, ls="none")
+            sideways = mark.kind == "xerr"
+            for x, y, low, high in zip(mark.x, mark.y, mark.low, mark.high, strict=True):
+                ends = ([low, high], [y, y]) if sideways else ([x, x], [low, high])
+                axes.plot(*ends, color=colour, lw=1.5, marker="|" if sideways else "_", markersize=6)
+            axes.plot(mark.x, mark.y, color=colour, marker=symbol, markersize=5.5, ls="none")
         case _:
-            size = 14 if mark.faint else 34
-            axes.scatter(mark.x, mark.y, s=size, color=colour, marker=symbol, alpha=0.45 if mark.faint else 0.95, linewidths=0)
+            look: Any = {"markersize": 3.7, "alpha": 0.45} if mark.faint else {"markersize": 5.8, "alpha": 0.95}
+            axes.plot(mark.x, mark.y, color=colour, marker=symbol, ls="none", mew=0, **look)

@@ -66,9 +66,12 @@ def gains(comparisons: Sequence[Comparison]) -> Chart | None:
             panel.marks.append(_interval("xerr", sign * pair.gain, place, low, high, look(group), group))
             if not math.isnan(pair.boot_low):
                 boot, below = [sign * pair.boot_low, sign * pair.boot_high], [place - 0.25] * 2
-                panel.marks.append(Mark("line", boot, below, look(group), group.index, text=["bootstrap"] * 2, faint=True))
+                panel.marks.append(
+                    Mark("line", boot, below, Style(look(group).colour), group.index, text=["bootstrap"], faint=True)
+                )
         if rows:
-            panel.marks.insert(0, Mark("guide", [0, 0], [-0.5, len(rows) - 0.5], text=["no difference"]))
+            panel.marks.insert(0, Mark("guide", [0, 0], [-0.5, len(rows) - 0.5]))
+            panel.marks.append(Mark("note", [0], [len(rows) - 0.5], text=["no difference"]))
             panels.append(panel)
     return Chart("gains", "By how much the best is better", GAINS, panels, wide=True) if panels else None
 

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
+from statistics import median
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
@@ -45,8 +46,7 @@ def _curve(section: Section, key: str) -> Panel | None:
             continue
         if len(group.records) > 1:
             panel.marks.append(Mark("band", epochs, middle, look(group), group.index, low=low, high=high))
-        text = [group.label] * len(epochs)
-        panel.marks.append(Mark("line", epochs, middle, look(group), group.index, text=text))
+        panel.marks.append(Mark("line", epochs, middle, look(group), group.index, text=[group.label]))
         start = min(len(epochs) - 1, max(1, math.ceil(SKIPPED_START * len(epochs))))
         lows.append(min(low))
         highs.append(max(high[start:]))
@@ -59,18 +59,17 @@ def _curve(section: Section, key: str) -> Panel | None:
 
 def _band(records: Sequence[Record], key: str) -> tuple[list[float], list[float], list[float], list[float]]:
     """Epochs, lowest, median and highest value of the runs that have one, at most `MAX_POINTS` of them."""
-    found: dict[float, list[float]] = {}
+    found: dict[int, list[float]] = {}
     for record in records:
         for row in record.curves:
             value = row.get(key)
             if isinstance(value, int | float) and isinstance(row["epoch"], int):
-                found.setdefault(row["epoch"], []).append(float(value))
+                found.setdefault(row["epoch"], []).append(value)
     epochs = sorted(found)
     chosen = sorted({round(i) for i in np.linspace(0, len(epochs) - 1, min(len(epochs), MAX_POINTS))}) if epochs else []
     kept = [epochs[i] for i in chosen]
     values = [found[epoch] for epoch in kept]
-    middle = [float(np.median(v)) for v in values]
-    return list(kept), [min(v) for v in values], middle, [max(v) for v in values]
+    return [float(epoch) for epoch in kept], [min(v) for v in values], [median(v) for v in values], [max(v) for v in values]
 
 
 def rate_distortion(section: Section) -> Chart | None:
@@ -87,9 +86,9 @@ def rate_distortion(section: Section) -> Chart | None:
     panel.x_range, panel.y_range = box
     panel.marks += _equal_elbo(*box)
     for group in plain:
-        x = group.mean(DISTORTION)
+        x, floor = group.mean(DISTORTION), box[1][0] + 0.02 * (box[1][1] - box[1][0])
         text = [f"{group.label}: nll {x:.4g}, no prior and so no rate"]
-        panel.marks.append(Mark("points", [x], [box[1][0]], look(group), group.index, text=text))
+        panel.marks.append(Mark("points", [x], [floor], look(group), group.index, text=text))
     lines: dict[str, list[Group]] = {}
     for group in rated:
         lines.setdefault(_but_beta(group), []).append(group)
@@ -131,12 +130,14 @@ def _box(x: Sequence[float], y: Sequence[float]) -> tuple[tuple[float, float], t
 
 
 def _equal_elbo(x: tuple[float, float], y: tuple[float, float]) -> list[Mark]:
-    """Lines nll + kl = -ELBO across the box, named at their upper ends."""
+    """Lines nll + kl = -ELBO across the box, named near their upper ends."""
     lines = []
     for total in MaxNLocator(8).tick_values(x[0] + y[0], x[1] + y[1]):
         left, right = max(x[0], total - y[1]), min(x[1], total - y[0])
         if right - left > 0.05 * (x[1] - x[0]):
-            lines.append(Mark("guide", [right, left], [total - right, total - left], text=[f"ELBO {-total:g}"]))
+            lines.append(Mark("guide", [left, right], [total - left, total - right]))
+            inside = min(0.06 * (y[1] - y[0]), right - left)
+            lines.append(Mark("note", [left + inside], [total - left - inside], text=[f"ELBO {-total:g}"]))
     return lines
 
 
