@@ -95,10 +95,13 @@ def _of_section(section: Section, by: Sequence[str]) -> list[tuple[str, str]]:
     found += _mixtures(section, by)
     notes = dict.fromkeys(str(record.results["note"]) for record in section.records if record.results.get("note"))
     found += [("note", note) for note in notes]
+    collapsed = []
     for group in section.groups:
         units = [record.number("test/active_units") for record in group.records if record.usable]
         if units and max(units) == 0:
-            found.append(("note", f"{group.label}: no latent is active in any run (posterior collapse)."))
+            collapsed.append(group.label)
+    if collapsed:
+        found.append(("note", f"no latent is active in any run (posterior collapse): {', '.join(collapsed)}."))
     return found
 
 

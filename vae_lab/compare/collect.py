@@ -16,7 +16,6 @@ from vae_lab.run_dir import RunDir
 
 LEDGER = "sweep.json"
 USABLE = ("completed", "stopped_early")  # states whose numbers count
-SKIPPED = {"wandb", "checkpoints", "figures", "compare"}
 MAX_DEPTH = 4
 
 
@@ -71,9 +70,10 @@ def collect(folders: Sequence[Path]) -> list[Record]:
     for folder in folders:
         if not folder.is_dir():
             raise ConfigError(f"{folder}: no such folder. Name a sweep's folder (outputs/sweeps/NAME) or a run's.")
-        found = [record for record in _find(folder) if record.path is None or record.path.resolve() not in seen]
+        listed = list(_find(folder))
+        found = [record for record in listed if record.path is None or record.path.resolve() not in seen]
         seen |= {record.path.resolve() for record in found if record.path is not None}
-        if not found and not records:
+        if not listed:
             raise ConfigError(f"{folder}: no run in it. A run's folder has config.yaml, metrics.jsonl and results.json.")
         records += found
     _mark_copies(records)
@@ -115,7 +115,7 @@ def _walk(folder: Path, depth: int = 0) -> Iterator[Path]:
     if depth == MAX_DEPTH or RunDir(folder).is_run():
         return
     for child in folder.iterdir():
-        if child.name not in SKIPPED and not child.name.startswith(".") and child.is_dir() and not child.is_symlink():
+        if child.name != "wandb" and not child.name.startswith(".") and child.is_dir() and not child.is_symlink():
             yield from _walk(child, depth + 1)
 
 
@@ -132,16 +132,16 @@ def read(folder: Path, root: Path, job: dict[str, Any] | None = None) -> Record:
     run_dir, record = RunDir(folder), Record(folder, root, folder.name, "damaged")
     try:
         plain = run_dir.read_config()
-        record.config = flatten(plain)
         record.name = str(plain["name"])
         int(plain["seed"])
         identity = fingerprint(plain)
+        record.config = flatten(plain)
     except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError, AttributeError) as error:
         record.cause = f"{run_dir.config.name} cannot be read: {_short(error)}"
         return record
     try:
         results = run_dir.read_results()
-        if results is not None:
+        if run_dir.results.exists():
             _check_results(results)
     except (OSError, ValueError, LookupError, TypeError) as error:
         record.cause = f"{run_dir.results.name} cannot be read: {_short(error)}"

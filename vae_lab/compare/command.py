@@ -65,7 +65,7 @@ def output_path(out: Path | None, folders: list[Path]) -> Path:
 def write(report: Any, out: Path, links: bool = True) -> list[str]:
     """Write the page, the tables and the figures; returns what lies beside the page."""
     from vae_lab.compare import page, static, tables
-    from vae_lab.compare.chart import styles
+    from vae_lab.compare.chart import legend
 
     folder = out.parent
     write_atomic(folder / "runs.csv", tables.csv(tables.runs(report.records, [p.section for p in report.parts], report.by, folder)))
@@ -75,9 +75,8 @@ def write(report: Any, out: Path, links: bool = True) -> list[str]:
     )
     figures = 0
     for part in report.parts:
-        looks = styles(part.section.groups)
-        legend = [(group.label, looks[group.index]) for group in part.section.groups]
+        names = legend(part.section.groups, report.by)
         for chart in part.charts:
-            figures += len(static.export(chart, legend, folder / "figures", part.section.slug))
+            figures += len(static.export(chart, names, folder / "figures", part.section.slug))
     write_atomic(out, page.render(report, folder, links))
     return ["runs.csv", "summary.csv", "summary.md", f"figures/: {figures} files"]

@@ -5,7 +5,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from vae_lab.compare.chart import MUTED, Chart, Mark, Panel
+from vae_lab.compare.chart import MUTED, Chart, Mark, Number, Panel
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "x", "cross", "star")
 DASHES = ("solid", "dash", "dot", "dashdot")
@@ -32,11 +32,13 @@ def _figure(panel: Panel, alone: bool) -> go.Figure:
         annotations=[_note(mark) for mark in panel.marks if mark.kind == "note"],
     )
     figure.update_xaxes(_axis(panel.x_label, panel.x_ticks, panel.x_range), type="log" if panel.x_log else "linear")
+    if panel.x_whole:
+        figure.update_xaxes(tickformat=",d")
     figure.update_yaxes(_axis(panel.y_label, panel.y_ticks, panel.y_range), type="linear")
     return figure
 
 
-def _axis(label: str, ticks: list[tuple[float, str]], limits: tuple[float, float] | None) -> dict[str, Any]:
+def _axis(label: str, ticks: list[tuple[Number, str]], limits: tuple[float, float] | None) -> dict[str, Any]:
     axis: dict[str, Any] = {"title": {"text": safe(label), "font": {"size": 12}}, "automargin": True, "zeroline": False}
     if ticks:
         axis |= {"tickvals": [place for place, _ in ticks], "ticktext": [safe(text) for _, text in ticks]}

@@ -10,6 +10,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from vae_lab.compare.chart import MUTED, Chart, Mark, Panel, Style, columns_of
 from vae_lab.run_dir import storage_errors
@@ -21,7 +22,7 @@ SETTINGS: Any = {"text.parse_math": False, "svg.hashsalt": "vae_lab", "svg.fontt
 
 
 def export(chart: Chart, legend: Sequence[tuple[str, Style]], folder: Path, prefix: str) -> list[Path]:
-    """Write `<prefix><name>.png` and `.svg`; returns their paths. `legend` lists all groups."""
+    """Write `<prefix><name>.png` and `.svg`; returns their paths. `legend` says what colours and symbols mean."""
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{prefix}{_file_name(chart.name)}.{kind}" for kind in ("png", "svg")]
@@ -53,8 +54,9 @@ def draw(chart: Chart, legend: Sequence[tuple[str, Style]]) -> Figure:
     rows = math.ceil(len(chart.panels) / columns)
     heights = [max(_height(panel) for panel in chart.panels[row * columns : (row + 1) * columns]) for row in range(rows)]
     named = any(not panel.y_ticks for panel in chart.panels) and len(legend) > 1
-    lines = math.ceil(len(legend) / 4) if named else 0
     width = 8.0 if columns == 1 else 4.3 * columns
+    beside = max(1, int(width / (0.55 + 0.065 * max(len(name) for name, _ in legend))))  # inches of a handle, and of a letter
+    lines = math.ceil(len(legend) / beside) if named else 0
     figure = Figure(figsize=(width, sum(heights) + 0.5 + 0.22 * lines), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, height_ratios=heights)
     for index in range(rows * columns):
@@ -69,7 +71,7 @@ def draw(chart: Chart, legend: Sequence[tuple[str, Style]]) -> Figure:
             Line2D([], [], color=s.colour, marker=SYMBOLS[s.symbol], ls=DASHES[s.dash], markersize=5, label=name)
             for name, s in legend
         ]
-        figure.legend(handles=handles, loc="outside lower left", ncols=min(4, len(legend)), frameon=False, fontsize=8)
+        figure.legend(handles=handles, loc="outside lower left", ncols=min(beside, len(legend)), frameon=False, fontsize=8)
     return figure
 
 
@@ -86,6 +88,8 @@ def _panel(axes: Axes, panel: Panel) -> None:
     if panel.x_log:
         axes.set_xscale("log")
         axes.minorticks_off()
+    if panel.x_whole:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if panel.x_ticks:
         axes.set_xticks([place for place, _ in panel.x_ticks], [text for _, text in panel.x_ticks])
     if panel.y_ticks:

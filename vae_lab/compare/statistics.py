@@ -75,7 +75,9 @@ def pairs(values: pd.DataFrame, sign: int) -> list[Pair]:
     p = np.array([test[2] for test in tests])
     holm = np.full(len(rows), np.nan)
     tested = ~np.isnan(p)
-    if tested.any():
+    if tested.sum() == 1:
+        holm = p  # nothing to correct; multipletests collects garbage on every call
+    elif tested.any():
         holm[tested] = multipletests(p[tested], alpha=ALPHA, method="holm")[1]
     return [
         Pair(

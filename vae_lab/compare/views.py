@@ -8,7 +8,7 @@ import numpy as np
 
 from vae_lab.compare import statistics
 from vae_lab.compare.analysis import Comparison
-from vae_lab.compare.chart import MUTED, Chart, Mark, Panel, Style, styles
+from vae_lab.compare.chart import MUTED, Chart, Mark, Number, Panel, Style, styles
 from vae_lab.compare.groups import Group, Section, full_key
 from vae_lab.compare.metrics import OTHERS
 
@@ -45,7 +45,7 @@ def outcome(comparisons: Sequence[Comparison]) -> Chart:
 OUTCOME = "A faint point is a run, the bold one its group's mean, the bar the 95 % t interval over seeds. Best on top."
 
 
-def _interval(kind: str, x: float, y: float, low: float, high: float, style: Style, group: Group) -> Mark:
+def _interval(kind: str, x: Number, y: Number, low: float, high: float, style: Style, group: Group) -> Mark:
     value = x if kind == "xerr" else y
     low, high = (value if math.isnan(end) else end for end in (low, high))
     text = [f"{group.label}: {value:.4g}, 95 % interval {low:.4g} to {high:.4g}"]
@@ -143,7 +143,7 @@ def tick_label(key: str, group: Group) -> str:
     return f"{value:g}"
 
 
-def join(members: Sequence[Group], x: Sequence[float], y: Sequence[float], look: Callable[[Group], Style]) -> Mark:
+def join(members: Sequence[Group], x: Sequence[Number], y: Sequence[Number], look: Callable[[Group], Style]) -> Mark:
     """A line through groups: in their colour if they share it, else grey."""
     colours = {look(group).colour for group in members}
     same = len(colours) == 1
@@ -152,7 +152,7 @@ def join(members: Sequence[Group], x: Sequence[float], y: Sequence[float], look:
     )
 
 
-def is_wide(values: Sequence[float]) -> bool:
+def is_wide(values: Sequence[Number]) -> bool:
     """Whether positive values spread so far that an axis should be logarithmic."""
     return min(values) > 0 and max(values) / min(values) > LOG_FROM
 

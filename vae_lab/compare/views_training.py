@@ -144,7 +144,7 @@ def _equal_elbo(x: tuple[float, float], y: tuple[float, float]) -> list[Mark]:
 def latents(section: Section) -> Chart | None:
     """KL of each latent, largest first, and active units."""
     look = styles_of(section)
-    spectrum = Panel("KL of each latent", "latent, by falling KL", "KL [nats per image]")
+    spectrum = Panel("KL of each latent", "latent, by falling KL", "KL [nats per image]", x_whole=True)
     longest = 0
     for group in section.groups:
         spectra = [kls for record in group.records if record.usable and (kls := _spectrum(record))]
@@ -156,7 +156,7 @@ def latents(section: Section) -> Chart | None:
             spectrum.marks.append(Mark("line", ranks, mean, look(group), group.index, text=text))
             spectrum.marks.append(Mark("points", ranks, mean, look(group), group.index, text=text))
             longest = max(longest, length)
-    active = Panel("Active units", "active latents", "")
+    active = Panel("Active units", "active latents", "", x_whole=True)
     shown = [group for group in section.groups if group.usable("test/active_units")]
     for place, group in enumerate(reversed(shown)):
         runs, dim = group.usable("test/active_units"), value_of(group, "latent_dim")
