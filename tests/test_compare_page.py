@@ -92,6 +92,14 @@ def test_a_second_comparison_replaces_the_first(sweep: Path) -> None:
     assert {path.name for path in sweep.iterdir()} == before
 
 
+def test_only_copies_are_called_so(sweep: Path) -> None:
+    write(sweep, sweep / "report.html")
+    assert "(copy)" not in (sweep / "report.html").read_text()
+    plant(sweep / "again", config(seed=0, model__variant="vae"), 28)
+    write(sweep, sweep / "report.html")
+    assert (sweep / "report.html").read_text().count("(copy)") == 1
+
+
 def test_links_can_be_left_out(sweep: Path, tmp_path: Path) -> None:
     out = tmp_path / "elsewhere" / "page.html"
     command.write(report.build([sweep]), out, links=False)

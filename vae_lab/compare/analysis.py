@@ -111,7 +111,11 @@ def _without(values: tuple[object, ...], position: int) -> tuple[object, ...]:
 
 def _settings(by: Sequence[str], position: int, rests: Sequence[tuple[object, ...]]) -> list[str]:
     others = [key for index, key in enumerate(by) if index != position]
-    return [f"{key} {', '.join(dict.fromkeys(str(rest[i]) for rest in rests))}" for i, key in enumerate(others)]
+    values = [
+        list(dict.fromkeys(f"{rest[i]:g}" if isinstance(rest[i], float) else str(rest[i]) for rest in rests))
+        for i in range(len(others))
+    ]
+    return [f"{key} {', '.join(found)}" for key, found in zip(others, values, strict=True) if len(found) > 1]
 
 
 def metrics_of(section: Section, wanted: Metric) -> list[Metric]:

@@ -64,7 +64,12 @@ def sentences(found: Comparison) -> list[str]:
     if found.num_seeds < 2:
         text.append("With a single seed nothing can be said about noise.")
     elif found.num_seeds < FEW_SEEDS:
-        text.append(f"{_seeds(found.num_seeds)} are few: only differences well above the seeds' spread can show.")
+        who = (
+            _seeds(found.num_seeds) + " are"
+            if found.table["n"].nunique() == 1
+            else f"Some variants have {found.num_seeds} seeds, which are"
+        )
+        text.append(f"{who} few: only differences well above the seeds' spread can show.")
     if found.metric.name == RECONSTRUCTION and (rateless := [group for group in found.groups if not group.usable("test/kl")]):
         text.append(
             f"{_names([group.label for group in rateless])} {'have' if len(rateless) > 1 else 'has'} no KL term: less nll is "
@@ -121,7 +126,7 @@ def _effect(effect: Effect, unit: str, digits: int) -> list[str]:
     size = f"{number(first.gain, digits)} {unit} ({interval(first.low, first.high, digits)}, {probability(first.p_holm)})"
     order = ", then ".join(str(name) for name in effect.values.columns) if len(effect.values.columns) > 2 else ""
     best = f"{first.a} is better than {first.b} by {size}"
-    told = "" if first.verdict == "better" else ": not told apart from noise"
+    told = {"noise": ": not told apart from noise", "constant": ": the same in every seed"}.get(first.verdict, "")
     return [f"{effect.over[0].upper()}{effect.over[1:]}, {best}{told}{f'; the order is {order}' if order else ''}."]
 
 

@@ -258,7 +258,7 @@ def _runs(report: Report, folder: Path | None) -> dict[str, Any]:
                 "where": where,
                 "counts": record.usable,
                 "cells": cells,
-                "copy": record.copy_of is not None,
+                "is_copy": record.copy_of is not None,
             }
         )
     return {"head": head, "rows": rows}

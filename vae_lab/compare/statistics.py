@@ -98,7 +98,7 @@ def pairs(values: pd.DataFrame, sign: int) -> list[Pair]:
 def _test(gains: np.ndarray) -> tuple[float, float, float, float]:
     """t interval (low, high), paired t test's p and Wilcoxon's p; NaN where the gains do not vary."""
     nan = float("nan")
-    if len(gains) < 2 or np.ptp(gains) <= 1e-9 * max(1.0, np.abs(gains).max()):
+    if len(gains) < 2 or not _varies(gains):
         return nan, nan, nan, nan
     result = stats.ttest_1samp(gains, 0.0)
     interval = result.confidence_interval(CONFIDENCE)
@@ -108,11 +108,16 @@ def _test(gains: np.ndarray) -> tuple[float, float, float, float]:
     return float(interval.low), float(interval.high), float(result.pvalue), wilcoxon
 
 
+def _varies(gains: np.ndarray) -> bool:
+    """Whether there is more to see than rounding."""
+    return bool(np.ptp(gains) > 1e-9 * max(1.0, np.abs(gains).max()))
+
+
 def _bootstrap(samples: Sequence[np.ndarray]) -> list[tuple[float, float]]:
     """BCa intervals of the means, all samples of one length in one call; NaN for fewer than two values."""
     found = [(float("nan"), float("nan"))] * len(samples)
     for n in {len(sample) for sample in samples if len(sample) > 1}:
-        here = [index for index, sample in enumerate(samples) if len(sample) == n and np.ptp(sample) > 0]
+        here = [index for index, sample in enumerate(samples) if len(sample) == n and _varies(sample)]
         if not here:
             continue
         with warnings.catch_warnings():

@@ -36,7 +36,9 @@ def outcome(comparisons: Sequence[Comparison]) -> Chart:
             runs, row = group.usable(name), found.table.loc[group.label]
             panel.y_ticks.append((place, group.label))
             x = [record.number(name) for record in runs]
-            panel.marks.append(Mark("points", x, [place] * len(x), look(group), group.index, text=hover(group, name), faint=True))
+            panel.marks.append(
+                Mark("points", x, [place - 0.22] * len(x), look(group), group.index, text=hover(group, name), faint=True)
+            )
             panel.marks.append(_interval("xerr", row["mean"], place, row["low"], row["high"], look(group), group))
         panels.append(panel)
     return Chart("outcome", "What each variant reaches", OUTCOME, panels, wide=True)
