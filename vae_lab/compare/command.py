@@ -24,6 +24,7 @@ def add_commands(commands: Any) -> None:
     command.add_argument(
         "--out", type=Path, metavar="FILE.html", help="the page; the rest lies beside it (default: DIR/report.html)"
     )
+    command.add_argument("--title", help="of the page (default: the names of the folders)")
     command.add_argument("--no-links", action="store_true", help="no links to run directories, for a page that goes elsewhere")
     command.set_defaults(run=run)
 
@@ -40,6 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     out = output_path(arguments.out, arguments.folders)
     with console.status("reading runs ..."):
         report = build(arguments.folders, by, arguments.metric, arguments.direction)
+    report.title = arguments.title or report.title
     terminal.show(console, report.comparisons, report.findings, report.records)
     with console.status("drawing ..."):
         written = write(report, out, links=not arguments.no_links)

@@ -24,7 +24,7 @@ def _figure(panel: Panel, alone: bool) -> go.Figure:
         template="none",
         title={"text": safe(panel.title), "x": 0.01, "font": {"size": 14}},
         height=height,
-        margin={"l": 10, "r": 16, "t": 40, "b": 10},
+        margin={"l": 10, "r": 16, "t": 40 if panel.title else 12, "b": 10},
         showlegend=False,
         hovermode="closest",
         paper_bgcolor="rgba(0,0,0,0)",

@@ -78,7 +78,7 @@ def rate_distortion(section: Section) -> Chart | None:
     if not rated:
         return None
     look = styles_of(section)
-    panel = Panel("Rate and distortion", "distortion: nll [nats per image]", "rate: KL [nats per image]")
+    panel = Panel("", "distortion: nll [nats per image]", "rate: KL [nats per image]")
     points = [(record.number(DISTORTION), record.number(RATE)) for group in rated for record in group.usable(RATE)]
     plain = [group for group in section.groups if group.usable(DISTORTION) and group not in rated]
     edges = [group.mean(DISTORTION) for group in plain]
