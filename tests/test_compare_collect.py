@@ -270,3 +270,15 @@ def test_the_command_never_imports_torch_and_ends_with_its_code(tmp_path: Path) 
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert wrong.stderr.startswith("error: ")
     assert len(wrong.stderr.strip().splitlines()) == 1
+
+
+def test_seeds_are_expected_of_a_runs_own_sweep_only(tmp_path: Path) -> None:
+    plant_groups(tmp_path / "one", {"vae": [20, 21]})
+    plant_groups(tmp_path / "two", {"other": [20, 21, 22, 23]})
+    for name in ("one", "two"):
+        write_ledger(tmp_path / name, [])
+    assert findings(report.build([tmp_path]), "missing") == []
+    assert findings(report.build([tmp_path / "one", tmp_path / "two"]), "missing") == []
+    (tmp_path / "two" / collect.LEDGER).unlink()
+    (tmp_path / "one" / collect.LEDGER).unlink()
+    assert findings(report.build([tmp_path]), "missing") == ["vae: n = 2 of 4 seeds; without seed 2, 3."]

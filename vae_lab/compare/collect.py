@@ -21,7 +21,7 @@ MAX_DEPTH = 4
 
 @dataclass(eq=False)
 class Record:
-    """One run as it is compared. `path` is where it lies (None: it never began), `root` the DIR it was found in.
+    """One run as it is compared. `path` is where it lies (None: it never began), `root` its sweep's folder, else the DIR given.
 
     `state` is one of completed, stopped_early, failed, interrupted, unfinished (no results: killed, or still running), not_run,
     damaged. `config` is flat; `problems` are sentences about what is wrong with its files.
@@ -82,18 +82,25 @@ def collect(folders: Sequence[Path]) -> list[Record]:
 
 def _find(root: Path) -> Iterator[Record]:
     planned: dict[Path, dict[str, Any]] = {}
-    for ledger in sorted(_files_named(LEDGER, root)):
+    ledgers = sorted(_files_named(LEDGER, root))
+    for ledger in ledgers:
         jobs, problem = _read_ledger(ledger)
         if problem:
             yield Record(ledger, root, str(ledger.relative_to(root)), "damaged", problem)
         planned |= {(ledger.parent / str(job.get("folder"))).resolve(): job for job in jobs}
     for folder in sorted(_run_folders(root), key=_natural):
         job = planned.pop(folder.resolve(), None)
-        yield read(folder, root, job)
+        yield read(folder, _sweep_of(folder, root, ledgers), job)
     for folder, job in planned.items():
         state = job.get("state") if job.get("state") in ("failed", "interrupted", "not_run") else "not_run"
         cause = job.get("cause") or ("" if state == job.get("state") else f"sweep.json says {job.get('state')}; no folder {folder}")
-        yield Record(None, root, str(job.get("name", folder.name)), str(state), str(cause) or None)
+        yield Record(None, _sweep_of(folder, root, ledgers), str(job.get("name", folder.name)), str(state), str(cause) or None)
+
+
+def _sweep_of(folder: Path, root: Path, ledgers: Sequence[Path]) -> Path:
+    """The sweep's folder that a run lies in, else `root`."""
+    above = folder.resolve().parents
+    return next((ledger.parent for ledger in reversed(ledgers) if ledger.parent.resolve() in above), root)
 
 
 def _natural(path: Path) -> tuple[str, int, str]:
