@@ -139,7 +139,8 @@ def runs(report: Report, folder: Path | None) -> dict[str, Any]:
                 "is_copy": record.copy_of is not None,
             }
         )
-    return {"head": head, "rows": rows}
+    words = {column for row in rows for column, cell in enumerate(row["cells"], 1) if not cell["number"]}
+    return {"head": [(name, column and column not in words) for column, name in enumerate(head)], "rows": rows}
 
 
 def _cell(value: Any, digits: int = 4, fixed: bool = False) -> dict[str, Any]:
