@@ -119,7 +119,7 @@ def runs(report: Report, folder: Path | None) -> dict[str, Any]:
         "train [s]",
         "parameters",
     ]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for record in report.records:
         cells = [_cell(record.state)]
         cells += [_cell(titles.get(id(record), ""))] if several else []
