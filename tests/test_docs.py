@@ -16,7 +16,10 @@ def test_every_test_named_in_reliability_exists() -> None:
     assert not [name for name in named if f"def {name}(" not in TESTS]
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/reliability.md", "docs/tasks.md"])
+PAGES = ("README.md", "CONTRIBUTING.md", *(f"docs/{name}.md" for name in ("architecture", "compare", "reliability", "tasks")))
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_links_and_paths_lead_somewhere(page: str) -> None:
     path = ROOT / page
     text = path.read_text()

@@ -3,8 +3,9 @@
 import argparse
 import sys
 
+from vae_lab.compare import command as compare
 from vae_lab.entry import one_message
-from vae_lab.tasks.command import add_commands
+from vae_lab.tasks import command as tasks
 
 
 def doctor(arguments: argparse.Namespace) -> int:
@@ -20,7 +21,8 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     command = commands.add_parser("doctor", help="check this machine: versions, device, determinism, and a short round of faults")
     command.set_defaults(run=doctor)
-    add_commands(commands)
+    compare.add_commands(commands)
+    tasks.add_commands(commands)
     arguments = parser.parse_args()
     with one_message():
         sys.exit(arguments.run(arguments))

@@ -1,1 +1,1 @@
-"""From run directories to an answer. torch is not needed here."""
+"""From run directories to an answer: which variant is better, by how much, is it noise, at what cost. Reads files only."""

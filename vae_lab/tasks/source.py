@@ -98,7 +98,7 @@ def known(run: TrainedRun, name: str, split: str, classes: list[int] | None = No
     if tuple(images.x.shape[1:]) != run.image_shape:
         raise DataError(f"{name}: images of {_by(images.x.shape[1:])}, but {run.name} was trained on {_by(run.image_shape)}.")
     chosen = "" if classes is None else f", {'class' if len(classes) == 1 else 'classes'} {', '.join(map(str, classes))}"
-    return Source(images.x, images.y, f"{name} {split}{chosen}")
+    return Source(images.x[:], images.y, f"{name} {split}{chosen}")
 
 
 def data_config(run: TrainedRun, name: str, classes: list[int] | None = None) -> dict[str, Any]:

@@ -1,0 +1,240 @@
+"""Which runs stand for the same variant, and which variants may be compared at all."""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from vae_lab.compare.collect import Record
+from vae_lab.compare.metrics import Metric
+from vae_lab.errors import ConfigError, did_you_mean
+
+SHORT = {
+    "model": "model.variant",
+    "loss": "loss.name",
+    "latent_dim": "latent_dim",
+    "beta": "objective.beta",
+    "objective": "objective.name",
+    "network": "network.name",
+    "hidden_dims": "hidden_dims",
+    "data": "data.name",
+    "binarize": "data.binarize",
+    "optimizer": "optimizer.name",
+    "lr": "optimizer.lr",
+    "scheduler": "scheduler.name",
+}
+# Keys that cannot change a run's numbers, or only repeat another one
+IGNORED = ("name", "seed", "device", "resume", "resume_allow", "model.name", "model.latent_dim", "network.hidden_dims")
+IGNORED_GROUPS = ("tracking.", "data.root", "data.download")
+PICTURES = ("figures", "num_images", "manifold_steps", "manifold_range", "batch_size")  # evaluation keys that move no number
+
+
+@dataclass(eq=False)
+class Group:
+    """Runs that differ in their seed only, as far as `by` can tell. `values` follow the order of `by`."""
+
+    values: tuple[Any, ...]
+    label: str
+    records: list[Record]
+    expected_seeds: list[int] = field(default_factory=list)  # those that this group's sweep has somewhere
+    missing_seeds: list[int] = field(default_factory=list)
+    index: int = 0  # position in its section: decides its colour
+
+    def usable(self, metric: str) -> list[Record]:
+        """Records with a finite value of a metric."""
+        return [record for record in self.records if math.isfinite(record.number(metric))]
+
+    def mean(self, metric: str) -> float:
+        """Mean over the group's runs; NaN without any."""
+        values = [record.number(metric) for record in self.usable(metric)]
+        return sum(values) / len(values) if values else math.nan
+
+    @property
+    def beta(self) -> float | None:
+        """The weight in the config; None without one, or if runs differ."""
+        return _common(record.config.get("objective.beta") for record in self.records)
+
+    @property
+    def beta_eff(self) -> float | None:
+        """Mean KL weight on the common scale; it differs between runs only where the likelihood's variance is learned."""
+        values = [record.results.get("beta_eff") for record in self.records]
+        numbers = [value for value in values if isinstance(value, int | float)]
+        return sum(numbers) / len(numbers) if numbers else None
+
+    @property
+    def seeds(self) -> str:
+        """'n = 4 of 5 seeds'."""
+        have = len(self.expected_seeds) - len(self.missing_seeds)
+        return f"{have} of {len(self.expected_seeds)}" if self.missing_seeds else str(have)
+
+
+@dataclass(eq=False)
+class Section:
+    """Runs whose numbers are on one scale."""
+
+    scale: dict[str, str]  # what they have in common: data, digest, binarisation, likelihood, evaluation
+    records: list[Record]
+    groups: list[Group] = field(default_factory=list)
+    title: str = ""
+    slug: str = ""  # prefix of file names, where there are several sections
+
+
+def full_key(key: str) -> str:
+    """'beta' -> 'objective.beta'; full keys stay."""
+    return SHORT.get(key, key)
+
+
+def short_key(key: str) -> str:
+    """'objective.beta' -> 'beta'."""
+    return {full: short for short, full in SHORT.items()}.get(key, key)
+
+
+def varied(records: Iterable[Record]) -> list[str]:
+    """Config keys, short where they have a short name, that differ between runs and matter; seed excluded."""
+    configs = [record.config for record in records if record.config]
+    keys = dict.fromkeys([*SHORT.values(), *(key for config in configs for key in config)])
+    return [
+        short_key(key)
+        for key in keys
+        if key not in IGNORED and not key.startswith(IGNORED_GROUPS) and len({_text(config.get(key)) for config in configs}) > 1
+    ]
+
+
+def default_by(records: Sequence[Record]) -> tuple[list[str], list[str]]:
+    """The keys to group by, and those left out because the others decide them (a `model` brings its `objective`)."""
+    configs = [record.config for record in records if record.config]
+    chosen: list[str] = []
+    implied: list[str] = []
+    for key in varied(records):
+        seen: dict[str, set[str]] = {}
+        for config in configs:
+            seen.setdefault(_text([config.get(full_key(name)) for name in chosen]), set()).add(_text(config.get(full_key(key))))
+        (chosen if any(len(values) > 1 for values in seen.values()) else implied).append(key)
+    return chosen or ["model"], implied
+
+
+def check_by(by: Sequence[str], records: Iterable[Record]) -> list[str]:
+    """The keys of `--by`, without repetitions.
+
+    Raises:
+        ConfigError: a key that no config has, or `seed`.
+    """
+    known = dict.fromkeys(key for record in records for key in record.config)
+    choices = [*(short for short, full in SHORT.items() if full in known), *known]
+    for key in by:
+        if key == "seed":
+            raise ConfigError("--by seed: runs are grouped over their seeds, which are the repetitions. Leave it out.")
+        if full_key(key) not in known:
+            raise ConfigError(f"Unknown --by '{key}'.{did_you_mean(key, choices)} For example: {', '.join(SHORT)}.")
+    return list(dict.fromkeys(short_key(key) for key in by))
+
+
+def scale_of(record: Record, metric: Metric, digests: dict[str, str]) -> dict[str, str]:
+    """What decides the scale of a metric; runs that agree in all of it may be ranked together."""
+    config = record.config
+    data = _data_key(record)
+    scale = {
+        "data": str(config.get("data.name")),
+        "data digest": str(record.results.get("data_digest") or digests.get(data, data)),
+        "binarize": str(config.get("data.binarize")),
+    }
+    if metric.needs_likelihood:
+        scale["loss"] = str(config.get("loss.name"))
+    if metric.needs_objective:
+        scale |= {key: str(value) for key, value in sorted(config.items()) if key.startswith("objective.")}
+    for key, value in sorted(config.items()):
+        if key.startswith("evaluation.") and key.removeprefix("evaluation.") not in PICTURES:
+            scale[key] = str(value)
+    return scale
+
+
+def sections(records: Sequence[Record], by: Sequence[str], metric: Metric) -> list[Section]:
+    """Comparable runs together, the largest section first, each with its groups in the order of their values."""
+    configured = [record for record in records if record.config]
+    digests = {_data_key(record): str(record.results["data_digest"]) for record in configured if record.results.get("data_digest")}
+    found: dict[str, Section] = {}
+    for record in configured:
+        scale = scale_of(record, metric, digests)
+        found.setdefault(_text(scale), Section(scale, [])).records.append(record)
+    ordered = sorted(found.values(), key=lambda section: -len(section.records))
+    several = [key for key in dict.fromkeys(key for section in ordered for key in section.scale) if _differs(key, ordered)]
+    for number, section in enumerate(ordered):
+        names = [f"{section.scale[key]}" for key in ("data", "loss") if key in section.scale]
+        names += [f"{key} {section.scale.get(key, 'none')}" for key in several if key not in ("data", "loss")]
+        section.title = ", ".join(names)
+        section.slug = f"section{number + 1}_" if len(ordered) > 1 else ""
+        section.groups = _groups(section.records, by)
+    return ordered
+
+
+def differing(found: Sequence[Section]) -> dict[str, list[str]]:
+    """Which parts of the scale keep sections apart, with their values."""
+    keys = dict.fromkeys(key for section in found for key in section.scale)
+    return {key: list(dict.fromkeys(section.scale.get(key, "none") for section in found)) for key in keys if _differs(key, found)}
+
+
+def _differs(key: str, found: Sequence[Section]) -> bool:
+    return len({section.scale.get(key) for section in found}) > 1
+
+
+def _groups(records: Sequence[Record], by: Sequence[str]) -> list[Group]:
+    members: dict[str, list[Record]] = {}
+    for record in records:
+        members.setdefault(_text([record.config.get(full_key(key)) for key in by]), []).append(record)
+    groups = []
+    for runs in members.values():
+        values = tuple(_hashable(runs[0].config.get(full_key(key))) for key in by)
+        groups.append(Group(values, "", runs))
+    words = [list(dict.fromkeys(group.values[i] for group in groups)) for i in range(len(by))]
+    groups.sort(key=lambda group: [_order(value, words[i].index(value)) for i, value in enumerate(group.values)])
+    shown = [i for i in range(len(by)) if len({_text(group.values[i]) for group in groups}) > 1] or list(range(len(by)))
+    seeds_of_root: dict[Any, set[int]] = {}
+    for record in records:
+        seeds_of_root.setdefault(record.root, set()).add(record.seed)
+    for index, group in enumerate(groups):
+        group.index = index
+        parts = [part_label(by[i], group.values[i], group) for i in shown]
+        group.label = " · ".join(part for part in parts if part) or "all runs"
+        group.expected_seeds = sorted(set().union(*(seeds_of_root[record.root] for record in group.records)))
+        have = {record.seed for record in group.records if record.usable}
+        group.missing_seeds = [seed for seed in group.expected_seeds if seed not in have]
+    return groups
+
+
+def part_label(key: str, value: Any, group: Group | None = None) -> str:
+    """A group's value of one key as its label says it: 'vae', 'z=10', 'beta=4 (beta_eff 2)'."""
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    if key == "beta":
+        if value is None:
+            return ""
+        effective = group.beta_eff if group else None
+        return f"beta={text}" + (f" (beta_eff {effective:.3g})" if effective is not None else "")
+    if key == "latent_dim":
+        return f"z={text}"
+    return text if key in ("model", "loss", "objective", "data", "network", "optimizer") else f"{key.rpartition('.')[2]}={text}"
+
+
+def _data_key(record: Record) -> str:
+    config = {key: value for key, value in record.config.items() if key.startswith("data.")}
+    return _text({key: value for key, value in config.items() if not key.startswith(IGNORED_GROUPS)})
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _hashable(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, list | dict) else value
+
+
+def _order(value: Any, appeared: int) -> tuple[bool, float]:
+    """Numbers by size, then words as the sweep lists them."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return not number, float(value) if number else float(appeared)
+
+
+def _common(values: Iterable[Any]) -> float | None:
+    distinct = {_hashable(value) for value in values}
+    value = distinct.pop() if len(distinct) == 1 else None
+    return float(value) if isinstance(value, int | float) else None
