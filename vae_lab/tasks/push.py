@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from vae_lab import security
-from vae_lab.errors import ConfigError, DataError, StorageError
+from vae_lab.errors import ConfigError, DataError, ServiceError
 from vae_lab.reading import CHECKPOINTS, read_config
 from vae_lab.run_dir import RunDir
 from vae_lab.tasks.card import card, card_files
@@ -70,7 +70,7 @@ def upload(files: dict[str, bytes], repo: str, private: bool) -> str:
 
     Raises:
         ConfigError: huggingface_hub is not installed.
-        StorageError: the Hub was not reached, or refused.
+        ServiceError: the Hub was not reached, or refused.
     """
     needs("huggingface_hub", "hub", "vae-lab push needs huggingface_hub")
     import huggingface_hub
@@ -85,5 +85,5 @@ def upload(files: dict[str, bytes], repo: str, private: bool) -> str:
     except Exception as error:  # the client raises of many kinds: HTTP, network, no token, offline
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         hint = " Log in with: hf auth login, or set HF_TOKEN." if "401" in reason or "token" in reason.lower() else ""
-        raise StorageError(f"The upload to {repo} failed ({type(error).__name__}: {reason}).{hint}") from error
+        raise ServiceError(f"The upload to {repo} failed ({type(error).__name__}: {reason}).{hint}") from error
     return commit.repo_url.url if hasattr(commit.repo_url, "url") else str(commit.repo_url)
