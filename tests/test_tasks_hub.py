@@ -185,7 +185,7 @@ def test_the_real_client_uploads_to_a_server(folder: Path, hub: ThreadingHTTPSer
 
 def test_a_refused_token_is_one_message(folder: Path, hub: ThreadingHTTPServer, tmp_path: Path) -> None:
     done = push(folder, hub.server_port, tmp_path / "home", token="hf_bad")
-    assert done.returncode == 6
+    assert done.returncode == 9
     assert done.stderr.startswith("error: The upload to user/name failed")
     assert done.stderr.count("\n") == 1
     assert "hf auth login" in done.stderr
@@ -195,7 +195,7 @@ def test_a_refused_token_is_one_message(folder: Path, hub: ThreadingHTTPServer, 
 
 def test_no_server_is_one_message(folder: Path, tmp_path: Path) -> None:
     done = push(folder, 9, tmp_path / "home")
-    assert done.returncode == 6
+    assert done.returncode == 9
     assert done.stderr.startswith("error: The upload to user/name failed")
     assert done.stderr.count("\n") == 1
 
