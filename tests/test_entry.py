@@ -55,7 +55,7 @@ WRONG = [
     ("~optimizer.lr", r"optimizer.lr: is missing"),
     ("latent_dim=1,2", r"lists several values: add -m"),
     ("foo", r"Cannot read the command line.*'foo'"),
-    ("hydra/launcher=foo", r"hydra/launcher/foo"),
+    ("hydra/launcher=chort", r"Unknown hydra/launcher .*Did you mean 'cohort'"),
     ("--config-dir=/nope", r"--config-dir /nope: no such folder"),
     ("-m latnt_dim=1,2", r"Unknown key 'latnt_dim'"),
     ("-m model=vea,vae", r"Unknown model 'vea'"),
@@ -125,11 +125,12 @@ def test_data_root_is_not_part_of_the_fingerprint(compose) -> None:
 def test_a_plain_sweep_passes_the_checks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     command = ["-m", "model=autoencoder,vae", "seed=range(0,4)"]
-    assert prepare(command) == command
+    assert prepare(command)[:-1] == ["-m", "hydra/sweeper=product", *command[1:]]
+    assert prepare([*command, "hydra/launcher=basic"])[:-1] == [*command, "hydra/launcher=basic"], "no other sweeper"
 
 
 def test_a_sweep_under_the_basic_launcher(command, tmp_path: Path) -> None:
     done = command("-m", "seed=0,1", "hydra/launcher=basic", "trainer.epochs=1", "tracking=none", "evaluation.figures=false")
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "outputs" / "sweeps").iterdir()
-    assert {path.name for path in folder.iterdir()} == {"multirun.yaml", "0_vae_z2_s0", "1_vae_z2_s1"}
+    assert {path.name for path in folder.iterdir()} == {"multirun.yaml", "sweep.json", "0_vae_z2_s0", "1_vae_z2_s1"}
