@@ -112,8 +112,19 @@ def present(folder: Path) -> bool:
     return any((folder / name).exists() or (folder / name).is_symlink() for name in ("last", "previous"))
 
 
-def load_newest(folder: Path) -> tuple[Checkpoint, list[str]]:
+def manifests(folder: Path) -> list[dict[str, Any]]:
+    """Those of `last` and `previous`, as far as they can be read; nothing is verified."""
+    found = []
+    for name in ("last", "previous"):
+        with contextlib.suppress(OSError, ValueError):
+            found.append(json.loads((folder / name / MANIFEST).read_text(encoding="utf-8")))
+    return [manifest for manifest in found if isinstance(manifest, dict)]
+
+
+def load_newest(folder: Path, at: int | None = None) -> tuple[Checkpoint, list[str]]:
     """The newest sound one of `last` and `previous`, by step, and a message for each that is damaged.
+
+    With `at`, the one of that step, if it is among the sound ones.
 
     Raises:
         CheckpointError: there is none; lists each and what is wrong with it.
@@ -132,7 +143,7 @@ def load_newest(folder: Path) -> tuple[Checkpoint, list[str]]:
     for path in damaged:  # aside, so that the next save does not prune the sound one in its favour
         with contextlib.suppress(OSError):
             path.rename(path.with_name(f".damaged-{path.name}-{os.getpid()}"))
-    return max(sound, key=lambda checkpoint: checkpoint.manifest["step"]), problems
+    return max(sound, key=lambda checkpoint: (checkpoint.manifest["step"] == at, checkpoint.manifest["step"])), problems
 
 
 def _load_training(data: bytes) -> dict[str, Any]:

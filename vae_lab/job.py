@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,18 +119,33 @@ def save(job: Job) -> None:
         checkpoint.save(folder, "last", run.state, training, facts)
 
 
-def restore(job: Job) -> None:
-    """Go on from the newest sound checkpoint of the run directory, if it has any.
+def common_step(jobs: Sequence[Job]) -> int | None:
+    """The newest step of which each of these runs has a checkpoint, if they were trained together, else None.
+
+    A cohort that was killed while it wrote checkpoints left some of a later step than others. Together, from the same step, it
+    goes on to the same bits. Where one has none yet, that step is 0.
+    """
+    if len(jobs) == 1:
+        return None
+    found = [checkpoint.manifests(job.run_dir.checkpoints) for job in jobs]
+    known = [manifest for manifests in found for manifest in manifests]
+    if not known or any(manifest.get("cohort") != jobs[0].cohort for manifest in known):
+        return None
+    return max(set.intersection(*({0} | {manifest["step"] for manifest in manifests} for manifests in found)))
+
+
+def restore(job: Job, at: int | None = None) -> None:
+    """Go on from the newest sound checkpoint of the run directory, if it has any; with `at`, from the one of that step.
 
     Raises:
         CheckpointError: there are checkpoints, but all are damaged or belong to another run.
         DataError: the data set is not the one that the run began with.
     """
     folder, run = job.run_dir.checkpoints, job.run
-    if not job.run_dir.config.exists() or not checkpoint.present(folder):
+    if not job.run_dir.config.exists() or not checkpoint.present(folder) or at == 0:
         return
     changed = resume.check_same(job.run_dir, job.cfg)
-    found, problems = checkpoint.load_newest(folder)
+    found, problems = checkpoint.load_newest(folder, at)
     manifest, training = found.manifest, found.training
     if manifest["fingerprint"] != fingerprint(job.run_dir.read_config()):
         raise CheckpointError(f"{folder} and {job.run_dir.config.name} beside it are of different runs (fingerprints differ).")

@@ -17,15 +17,16 @@ from vae_lab.sweep_display import SweepDisplay
 
 LEDGER = "sweep.json"
 POLL_S = 0.05
-MAX_DEATHS = 2  # workers that may die under a run before it counts as failed
+MAX_DEATHS = 2  # workers that die under a cohort before its runs go on alone, or under a lone run before it counts as failed
 STATES = ("completed", "failed", "interrupted", "not_run")
 
 
 class Sweep:
     """The jobs of one sweep directory, and the workers that train them.
 
-    Every job's outcome is read from its run directory. A job whose worker died goes on alone, from its checkpoint; the second
-    time it counts as failed. A worker that says nothing for `stall_seconds` is ended.
+    Every job's outcome is read from its run directory. A cohort whose worker died goes on from its checkpoints, to the same bits;
+    the second time each of its runs goes on alone, and a lone run counts as failed the second time. A worker that says nothing for
+    `stall_seconds` is ended.
     """
 
     def __init__(self, folder: Path, workers: list[Worker], start_worker: Callable[[], Worker], stall_seconds: float | None):
@@ -95,7 +96,7 @@ class Sweep:
         return None
 
     def account(self, worker: Worker) -> Iterator[Cohort]:
-        """Settle a cohort whose worker finished or died; yields the runs that it leaves, each to go on alone."""
+        """Settle a cohort whose worker finished or died; yields the runs that it leaves: together once, then each alone."""
         cohort, worker.cohort = worker.cohort, []
         died = worker.busy
         if died:
@@ -106,16 +107,18 @@ class Sweep:
             self.workers.remove(worker)
         for job in cohort:
             job.look()
-            if job.state != "not_run":
-                continue
-            if interrupts.requested is not None:
+        left = [job for job in cohort if job.state == "not_run"]
+        if interrupts.requested is not None:
+            for job in left:
                 job.state = "interrupted" if RunDir(job.folder).metrics.exists() else "not_run"
-                continue
+            return
+        for job in left:
             job.deaths += 1
-            if job.deaths < MAX_DEATHS:
-                yield [job]
-            else:
+            if len(cohort) == 1 and job.deaths >= MAX_DEATHS:
                 job.state, job.cause = "failed", words if died else "its worker left no results"
+        again = [job for job in left if job.state == "not_run"]
+        together = [again] if again and again[0].deaths < MAX_DEATHS else [[job] for job in again]
+        yield from together
 
     def close(self) -> None:
         """End all workers."""

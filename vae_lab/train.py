@@ -16,7 +16,7 @@ from vae_lab.data import load
 from vae_lab.engine import Metrics, Run, fit, steps_per_epoch
 from vae_lab.errors import NonFiniteError
 from vae_lab.interrupt import interrupts
-from vae_lab.job import Config, Job, choose_device, concluded, facts_of, finish, make_run, restore, save
+from vae_lab.job import Config, Job, choose_device, common_step, concluded, facts_of, finish, make_run, restore, save
 from vae_lab.progress import Progress, ProgressBar, epoch_line, print_results, title
 from vae_lab.run_dir import RunDir
 
@@ -63,9 +63,10 @@ def train_cohort(
     ]
     outcomes: dict[int, dict[str, Any] | BaseException] = {}
     with interrupts.deferred(), warnings_on(console):
+        together = common_step(jobs)
         for job in jobs:
             with outcome_of(job, outcomes):
-                restore(job)
+                restore(job, together)
                 job.run_dir.begin(job.cfg, job.run.epoch)
                 job.tracker = registry.build("tracking", job.cfg["tracking"], facts=facts_of(job))
         ready = [job for job in jobs if id(job) not in outcomes]

@@ -110,7 +110,7 @@ def work(order: dict[str, Any]) -> None:
         note = Path(order["note"])
         train_cohort([job["cfg"] for job in order["jobs"]], folders, console, lambda *sizes: Note(note, *sizes))
     except BaseException:
-        logger.exception("the cohort of this run ended; the run goes on alone")
+        logger.exception("the cohort of this run ended; the run goes on in another process")
         raise
     finally:
         for folder, held, handler in zip(folders, locks, handlers, strict=True):
