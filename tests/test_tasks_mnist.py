@@ -11,6 +11,7 @@ from PIL import Image
 
 import vae_lab
 from tests.test_trained import copy_of
+from vae_lab import pictures
 from vae_lab.tasks import picture, source
 from vae_lab.tasks.anomaly import detection
 from vae_lab.tasks.files import write_all
@@ -70,7 +71,7 @@ def test_a_gif_of_40_frames_takes_less_than_3_seconds(run: TrainedRun, tmp_path:
     began = time.perf_counter()
     ends = run.encode(x[:2]).mu
     frames = decode_path(run, path(ends[:1], ends[1:], 40))
-    sheets = [picture.enlarge(picture.grid(frames[:, index], 1), 112) for index in range(40)]
+    sheets = [picture.enlarge(pictures.grid(frames[:, index], 1), 112) for index in range(40)]
     write_all({tmp_path / "way.gif": picture.gif(sheets)})
     assert time.perf_counter() - began < 3
     with Image.open(tmp_path / "way.gif") as image:

@@ -16,13 +16,22 @@ MARGIN, TITLE, TICK = 12, 19, 15  # pixels; the latter two are font sizes
 Ticks = Sequence[tuple[float, str]]  # place in pixels of the sheet, and text
 
 
-def grid(x: Float[Tensor, "N C H W"], columns: int, gap: int = 1) -> UInt8[np.ndarray, "height width channels"]:
+def pixels(images: Float[Tensor, "N C H W"]) -> UInt8[np.ndarray, "N H W C"]:
+    """Images in [0, 1] as an image library wants them."""
+    return images.detach().float().clamp(0, 1).mul(255).round().byte().cpu().permute(0, 2, 3, 1).numpy()
+
+
+def grid(images: Float[Tensor, "N C H W"], columns: int, gap: int = 1) -> UInt8[np.ndarray, "height width C"]:
     """Images in [0, 1] in rows of `columns` as one array, with white lines of `gap` pixels between them."""
-    images = x.detach().float().clamp(0, 1).mul(255).round().byte().cpu().permute(0, 2, 3, 1).numpy()
-    number, height, width, channels = images.shape
+    return mosaic(pixels(images), columns, gap)
+
+
+def mosaic(tiles: UInt8[np.ndarray, "N H W C"], columns: int, gap: int = 1) -> UInt8[np.ndarray, "height width C"]:
+    """Tiles in rows of `columns`, with white lines of `gap` pixels between them."""
+    number, height, width, channels = tiles.shape
     rows = math.ceil(number / columns)
     padded = np.full((rows * columns, height + gap, width + gap, channels), 255, dtype=np.uint8)
-    padded[:number, :height, :width] = images
+    padded[:number, :height, :width] = tiles
     sheet = padded.reshape(rows, columns, height + gap, width + gap, channels).swapaxes(1, 2)
     whole = sheet.reshape(rows * (height + gap), columns * (width + gap), channels)
     return whole[: whole.shape[0] - gap, : whole.shape[1] - gap]

@@ -12,21 +12,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from rich.console import Console
 from rich.progress import track
 
 from vae_lab import rng
 from vae_lab.config import bounded
 from vae_lab.data.base import DataConfig, Dataset, Images
+from vae_lab.data.files import SUFFIXES, read_image
 from vae_lab.data.stored import ImageStore, StoredPixels
 from vae_lab.errors import ConfigError, DataError
 from vae_lab.registry import register
 
-FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-GREY, COLOUR = ("1", "L", "I;16", "I;16B", "I"), ("RGB",)
-MAX_PIXELS = 4096 * 4096  # judged by the header, before anything is decoded
 SHOWN = 10
 CHUNK = 2048  # images decoded before they are written
 
@@ -130,37 +126,7 @@ class Folder(Dataset):
             raise DataError(f"data.root={root}: {len(kept)} image; at least 2 are needed, one of them to test on.")
 
     def _read_one(self, path: Path) -> np.ndarray | str:
-        """Pixels [C, H, W] as uint8, or why there are none."""
-        config = self.config
-        try:
-            with Image.open(path, formats=FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    return f"{image.width}x{image.height} pixels, at most {MAX_PIXELS:,} are read"
-                if (image.width, image.height) != (config.size, config.size) and not config.resize:
-                    return f"{image.width}x{image.height} pixels, not {config.size}x{config.size}"
-                if image.mode not in (GREY if config.channels == 1 else COLOUR) and not config.convert:
-                    return f"mode {image.mode}, not {'grey' if config.channels == 1 else 'RGB'}"
-                return self._pixels(image)
-        except Image.DecompressionBombError as error:
-            return f"too many pixels: {error}"
-        except UnidentifiedImageError:
-            return f"not one of {', '.join(FORMATS)}"
-        except (OSError, SyntaxError, ValueError) as error:
-            return f"damaged: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-
-    def _pixels(self, image: Image.Image) -> np.ndarray:
-        config = self.config
-        if image.mode.startswith("I"):
-            sixteen = np.asarray(image).astype(np.float64)
-            image = Image.fromarray(np.rint(sixteen / 257).clip(0, 255).astype(np.uint8))
-        image = image.convert("L" if config.channels == 1 else "RGB")
-        if image.size != (config.size, config.size):
-            side = min(image.size)
-            left, top = (image.width - side) // 2, (image.height - side) // 2
-            box = (left, top, left + side, top + side)
-            image = image.resize((config.size, config.size), Image.Resampling.LANCZOS, box=box)
-        pixels = np.asarray(image)
-        return pixels[None] if config.channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+        return read_image(path, self.image_shape, self.config.resize, self.config.convert)
 
 
 def _scan(root: str, below: str = "") -> Iterator[tuple[str, int, int]]:

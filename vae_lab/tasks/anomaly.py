@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
+from vae_lab import pictures
 from vae_lab.arrays import Array, in_kind
 from vae_lab.errors import ConfigError, DataError
 from vae_lab.figures import COLOURS, INK
@@ -201,7 +202,7 @@ def _picture(run: TrainedRun, images: source.Source, columns: dict[str, np.ndarr
         for place, which, title in ((row[1], order[:SHOWN], "least unusual"), (row[2], order[::-1][:SHOWN], "most unusual")):
             tiles = picture.as_float(images.x[which.copy()]).expand(-1, max(3, images.x.shape[1]), -1, -1)
             framed = [] if outlier is None else [index for index, image in enumerate(which) if outlier[image]]
-            picture.show(place, picture.grid(picture.framed(tiles, framed, ORANGE), 6))
+            picture.show(place, pictures.grid(picture.framed(tiles, framed, ORANGE), 6))
             title += " (outliers framed)" if framed else ""
             place.set_title(title, fontsize=9, color=INK, loc="left")
     return figure

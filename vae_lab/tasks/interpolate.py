@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vae_lab import pictures
 from vae_lab.arrays import Array, image_reader, in_kind
 from vae_lab.errors import ConfigError, DataError
 from vae_lab.tasks import picture, source
@@ -82,7 +83,7 @@ def command(arguments: argparse.Namespace) -> int:
     files = {png: picture.png(_picture(run, pairs, path(starts, ends, arguments.columns, arguments.kind), arguments.kind))}
     frames = decode_path(run, path(starts, ends, arguments.frames, arguments.kind))
     columns = min(len(pairs), 5)
-    sheets = [picture.enlarge(picture.grid(frames[:, index], columns, gap=2), 112 * columns) for index in range(arguments.frames)]
+    sheets = [picture.enlarge(pictures.grid(frames[:, index], columns, gap=2), 112 * columns) for index in range(arguments.frames)]
     files[png.with_suffix(".gif")] = picture.gif(sheets)
     return say_written(write_all(files))
 

@@ -11,9 +11,9 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from vae_lab import rng
+from vae_lab.data.files import FORMATS
 from vae_lab.errors import ConfigError, DataError
 from vae_lab.networks.base import ImageShape
-from vae_lab.tasks.source import FORMATS
 
 
 def mask_reader(missing: np.ndarray | Tensor, n: int, shape: ImageShape) -> Callable[[slice], Bool[Tensor, "B C H W"]]:

@@ -1,6 +1,5 @@
 """Pictures and animations of decoded images."""
 
-import math
 from collections.abc import Sequence
 from typing import BinaryIO
 
@@ -12,7 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from vae_lab.figures import INK
+from vae_lab.pictures import INK, grid
 from vae_lab.tasks.files import Writer
 
 FRAME_MS, END_MS = 60, 500
@@ -20,30 +19,9 @@ GIF_LEVELS = 32
 HOLE = (0.35, 0.62, 0.86)  # missing pixels: a blue that no grey image has
 
 
-def pixels(images: Tensor) -> np.ndarray:
-    """[N, C, H, W] in [0, 1] as uint8 [N, H, W, C]."""
-    return images.detach().float().clamp(0, 1).mul(255).round().to(torch.uint8).cpu().permute(0, 2, 3, 1).numpy()
-
-
 def as_float(images: Tensor) -> Tensor:
     """Pixels in [0, 1], whatever they were read as."""
     return images.float() / 255 if images.dtype == torch.uint8 else images.float()
-
-
-def grid(images: Tensor, columns: int, gap: int = 1, background: int = 255) -> np.ndarray:
-    """Images in rows of `columns` as one uint8 array [height, width, C], lines of `gap` pixels between them."""
-    return mosaic(list(pixels(images)), columns, gap, background)
-
-
-def mosaic(tiles: Sequence[np.ndarray], columns: int, gap: int = 1, background: int = 255) -> np.ndarray:
-    """Equal tiles [height, width, C] in rows of `columns`."""
-    height, width, channels = tiles[0].shape
-    rows = math.ceil(len(tiles) / columns)
-    sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, channels), background, dtype=np.uint8)
-    for index, tile in enumerate(tiles):
-        top, left = (index // columns) * (height + gap), (index % columns) * (width + gap)
-        sheet[top : top + height, left : left + width] = tile
-    return sheet
 
 
 def show(axes: Axes, sheet: np.ndarray) -> None:

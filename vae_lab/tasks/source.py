@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from vae_lab import rng
@@ -15,14 +14,12 @@ from vae_lab.arrays import image_reader
 from vae_lab.config import to_plain
 from vae_lab.data import Images, load
 from vae_lab.data.base import Binarize, bernoulli_pixels
+from vae_lab.data.files import SUFFIXES, read_image
 from vae_lab.entry import compose_checked
 from vae_lab.errors import ConfigError, DataError, did_you_mean
 from vae_lab.registry import names
 from vae_lab.trained import TrainedRun
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
-MAX_PIXELS = 4096 * 4096  # judged by the header, before anything is decoded
 SHOWN = 5
 SPLITS = ("train", "val", "test")
 CLASSES = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
@@ -131,7 +128,7 @@ def _folder(run: TrainedRun, folder: Path, fit: bool) -> Source:
 
 
 def _stack(run: TrainedRun, paths: list[Path], root: Path, fit: bool) -> Tensor:
-    found = [_read_image(path, run, fit) for path in paths]
+    found = [read_image(path, run.image_shape, resize=fit, convert=fit) for path in paths]
     bad = [f"{path.relative_to(root)} ({why})" for path, why in zip(paths, found, strict=True) if isinstance(why, str)]
     if bad:
         more = f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
@@ -140,44 +137,6 @@ def _stack(run: TrainedRun, paths: list[Path], root: Path, fit: bool) -> Tensor:
             f"{'; '.join(bad[:SHOWN])}{more}. {run.name} takes {_by(run.image_shape)}; --fit crops, scales and converts."
         )
     return torch.from_numpy(np.stack([pixels for pixels in found if not isinstance(pixels, str)]))
-
-
-def _read_image(path: Path, run: TrainedRun, fit: bool) -> np.ndarray | str:
-    """Pixels [C, H, W] as uint8, or why there are none."""
-    channels, height, width = run.image_shape
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                return f"{image.width}x{image.height} pixels, at most {MAX_PIXELS:,} are read"
-            if image.size != (width, height) and not fit:
-                return f"{image.width}x{image.height} pixels"
-            grey = image.mode in ("1", "L", "I;16", "I;16B", "I")
-            if not fit and (not grey if channels == 1 else image.mode != "RGB"):
-                return f"mode {image.mode}, not {'grey' if channels == 1 else 'RGB'}"
-            if image.mode.startswith("I"):  # 16 bits: 0..65535 becomes 0..255, nothing is cut off
-                sixteen = np.asarray(image).astype(np.float64)
-                image = Image.fromarray(np.rint(sixteen / 257).clip(0, 255).astype(np.uint8))  # type: ignore[assignment]
-            converted = image.convert("L" if channels == 1 else "RGB")
-            if converted.size != (width, height):
-                converted = _cover(converted, width, height)
-            pixels = np.asarray(converted).reshape(height, width, channels)
-            return np.ascontiguousarray(pixels.transpose(2, 0, 1))
-    except FileNotFoundError:
-        return "no such file"
-    except Image.DecompressionBombError as error:
-        return f"too many pixels: {error}"
-    except UnidentifiedImageError:
-        return f"not one of {', '.join(FORMATS)}"
-    except (OSError, SyntaxError, ValueError) as error:
-        return f"damaged: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-
-
-def _cover(image: Image.Image, width: int, height: int) -> Image.Image:
-    """The largest centred part of the wanted proportions, scaled."""
-    scale = min(image.width / width, image.height / height)
-    left, top = (image.width - scale * width) / 2, (image.height - scale * height) / 2
-    box = (left, top, left + scale * width, top + scale * height)
-    return image.resize((width, height), Image.Resampling.LANCZOS, box=box)
 
 
 def _array(run: TrainedRun, path: Path) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vae_lab import pictures
 from vae_lab.errors import ConfigError, DataError
 from vae_lab.reading import read_results
 from vae_lab.tasks import picture, source
@@ -109,9 +110,9 @@ def command(arguments: argparse.Namespace) -> int:
     across = math.ceil(math.sqrt(2 * len(latents)))
     frames = []
     for number in range(arguments.frames):
-        tiles = [picture.enlarge(tile, 56) for tile in picture.pixels(moving.images[:, number])]
+        tiles = [picture.enlarge(tile, 56) for tile in pictures.pixels(moving.images[:, number])]
         tiles = [picture.caption(tile, f"z{index}") for tile, index in zip(tiles, latents, strict=True)]
-        frames.append(picture.mosaic(tiles, across, gap=4))
+        frames.append(pictures.mosaic(np.stack(tiles), across, gap=4))
     files = {path: picture.png(figure), path.with_suffix(".gif"): picture.gif(frames)}
     return say_written(write_all(files))
 
