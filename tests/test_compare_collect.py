@@ -205,6 +205,17 @@ def test_beta_eff_stands_beside_every_beta(tmp_path: Path) -> None:
     ]
 
 
+def test_labels_are_unique_and_whole_numbers_have_one_group(tmp_path: Path) -> None:
+    for seed in range(2):
+        for number, lr in enumerate((1e-3, 1.0000001e-3)):
+            for beta in (4, 4.0):  # as `objective.beta=4` and `=4.0` leave it
+                plain = config(seed=seed + 2 * isinstance(beta, float), objective__beta=beta, optimizer__lr=lr)
+                plant(tmp_path / f"{number}_{beta}_{seed}", plain, 20 + seed + number)
+    groups = report.build([tmp_path], by=["lr", "beta"]).comparisons[0].groups
+    assert len({group.label for group in groups}) == len(groups) == 2
+    assert [len(group.records) for group in groups] == [4, 4]
+
+
 def test_effects_use_what_all_values_share(tmp_path: Path) -> None:
     """A missing cell would bias a plain mean: z=9 is easy, and only one model has it."""
     for seed in range(4):

@@ -112,7 +112,7 @@ class CohortOptimizer:
         for group, runs, base_lr in zip(self.torch.param_groups, self.slices, self.base_lrs, strict=True):
             group["lr"] = base_lr * group["scheduler"].factor(step)
             for view, gradient in zip(group["params"], gradients, strict=True):
-                view.grad = gradient if len(view) == len(gradient) else gradient[runs]
+                view.grad = gradient if len(self.slices) == 1 else gradient[runs]
         with torch.no_grad():
             self.bare_step(self.torch)
 

@@ -97,7 +97,7 @@ def print_closing(console: Console, jobs: Sequence[Planned]) -> None:
     for job in sorted(jobs, key=order):
         results, flat = job.results() or {}, flatten(job.cfg)
         loss = results.get("test", {}).get("loss")
-        values = [Text(str(flat.get(key))) for key in swept]
+        values = [Text("" if flat.get(key) is None else str(flat[key])) for key in swept]
         numbers = "" if loss is None else f"{loss:.3f}", str(results.get("epochs", ""))
         table.add_row(Text(job.folder.name), *values, *numbers, job.state.replace("_", " "))
     if not console.is_terminal:  # whatever reads this has no width

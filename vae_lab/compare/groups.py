@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -181,7 +182,7 @@ def _differs(key: str, found: Sequence[Section]) -> bool:
 def _groups(records: Sequence[Record], by: Sequence[str]) -> list[Group]:
     members: dict[str, list[Record]] = {}
     for record in records:
-        members.setdefault(_text([record.config.get(full_key(key)) for key in by]), []).append(record)
+        members.setdefault(_text([_number(record.config.get(full_key(key))) for key in by]), []).append(record)
     groups = []
     for runs in members.values():
         values = tuple(_hashable(runs[0].config.get(full_key(key))) for key in by)
@@ -199,7 +200,16 @@ def _groups(records: Sequence[Record], by: Sequence[str]) -> list[Group]:
         group.expected_seeds = sorted(set().union(*(seeds_of_root[record.root] for record in group.records)))
         have = {record.seed for record in group.records if record.usable}
         group.missing_seeds = [seed for seed in group.expected_seeds if seed not in have]
+    for label, number in Counter(group.label for group in groups).items():
+        alike = [group for group in groups if group.label == label] if number > 1 else []
+        for group in alike:  # such as numbers that agree in six digits
+            group.label = f"{label} ({', '.join(str(group.values[i]) for i in shown)})"
     return groups
+
+
+def _number(value: Any) -> Any:
+    """1 and 1.0 are the same setting."""
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def part_label(key: str, value: Any, group: Group | None = None) -> str:
