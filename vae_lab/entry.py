@@ -61,7 +61,6 @@ OmegaConf.register_new_resolver("slug", slug, replace=True)
 
 def prepare(argv: Sequence[str]) -> list[str]:
     """Check a command line; returns it ready for Hydra. Ends the process with one message where it is wrong."""
-    from vae_lab.planning import SweepOptions
     from vae_lab.resume import read_resume, reserve
 
     with one_message():
@@ -71,27 +70,15 @@ def prepare(argv: Sequence[str]) -> list[str]:
         folders = search_path(args.config_dir)
         if args.help or args.hydra_help or args.info or args.shell_completion:
             return [*argv, *folders]
+        if args.cfg and args.multirun:
+            raise ConfigError("--cfg shows one run's config: leave out -m and swept values.")
         overrides, folder = read_resume(args.overrides)
         cfg, hydra = compose_checked([*overrides, *folders], sweep=args.multirun)
+        if args.cfg:
+            return [*flags, *overrides, *folders]
         if args.multirun or hydra.mode == RunMode.MULTIRUN:
-            subdir = str(OmegaConf.to_container(hydra.sweep)["subdir"])  # type: ignore[index,call-overload]
-            if ".." in Path(subdir).parts or Path(subdir).is_absolute():
-                raise ConfigError(f"hydra.sweep.subdir={subdir}: must stay inside the sweep's folder.")
-            if hydra.runtime.choices["hydra/launcher"] == "cohort":
-                SweepOptions.of(hydra.launcher)
-                if hydra.runtime.choices["hydra/sweeper"] == "basic":
-                    overrides = ["hydra/sweeper=product", *(line for line in overrides if line != "hydra/sweeper=basic")]
-            if hydra.runtime.choices["hydra/sweeper"] == "optuna":
-                from vae_lab.tune import SearchOptions
-
-                cfg, _ = compose_checked([*overrides, *folders, *SearchOptions.of(hydra.sweeper).examples()], sweep=True)
-                check(to_plain(cfg))
-            _sweep_folder.append(Path(hydra.sweep.dir).absolute())
-            with storage_errors(_sweep_folder[0]):
-                _sweep_folder[0].mkdir(parents=True, exist_ok=True)
-            overrides = [line for line in overrides if not line.startswith("hydra.sweep.dir=")]
-            overrides.append(f"hydra.sweep.dir={quote(str(_sweep_folder[0]))}")
-        elif not args.cfg:
+            overrides = _prepare_sweep(overrides, folders, hydra)
+        else:
             plain = to_plain(cfg)
             check(plain)
             explicit = folder is not None or any(line.startswith("hydra.run.dir=") for line in overrides)
@@ -102,6 +89,30 @@ def prepare(argv: Sequence[str]) -> list[str]:
             overrides = [line for line in overrides if not line.startswith("hydra.run.dir=")]
             overrides.append(f"hydra.run.dir={quote(str(folder))}")
         return [*flags, *overrides, *folders]
+
+
+def _prepare_sweep(overrides: list[str], folders: list[str], hydra: DictConfig) -> list[str]:
+    """Check what a sweep adds to a command, and make its folder; returns the overrides ready for Hydra."""
+    from vae_lab.planning import SweepOptions
+
+    subdir = str(OmegaConf.to_container(hydra.sweep)["subdir"])  # type: ignore[index,call-overload]
+    if ".." in Path(subdir).parts or Path(subdir).is_absolute():
+        raise ConfigError(f"hydra.sweep.subdir={subdir}: must stay inside the sweep's folder.")
+    if hydra.runtime.choices["hydra/launcher"] == "cohort":
+        SweepOptions.of(hydra.launcher)
+        if hydra.runtime.choices["hydra/sweeper"] == "basic":
+            overrides = ["hydra/sweeper=product", *(line for line in overrides if line != "hydra/sweeper=basic")]
+    if hydra.runtime.choices["hydra/sweeper"] == "optuna":
+        from vae_lab.tune import SearchOptions
+
+        cfg, _ = compose_checked([*overrides, *folders, *SearchOptions.of(hydra.sweeper).examples()], sweep=True)
+        check(to_plain(cfg))
+    folder = Path(hydra.sweep.dir).absolute()
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    _sweep_folder.append(folder)
+    overrides = [line for line in overrides if not line.startswith("hydra.sweep.dir=")]
+    return [*overrides, f"hydra.sweep.dir={quote(str(folder))}"]
 
 
 def quote(text: str) -> str:

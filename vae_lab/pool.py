@@ -13,6 +13,7 @@ from typing import Any
 
 from vae_lab.planning import Cohort
 
+ROOT = Path(__file__).resolve().parent.parent  # run.py needs no installation, and neither do its workers
 SINGLE_THREADED = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")  # until the work says how many it gets
 
 
@@ -91,7 +92,9 @@ class Process(Worker):
         super().__init__()
         # Appending, so that reading it here does not move the place where the process writes.
         self.log = tempfile.TemporaryFile("a+b")  # noqa: SIM115
-        command, environment = [sys.executable, "-m", "vae_lab.worker"], os.environ | SINGLE_THREADED
+        command = [sys.executable, "-m", "vae_lab.worker"]
+        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+        environment = os.environ | SINGLE_THREADED | {"PYTHONPATH": path}
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=self.log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )

@@ -82,9 +82,10 @@ class Orders:
         threading.Thread(target=self._listen, name="orders", daemon=True).start()
 
     def _listen(self) -> None:
-        for line in sys.stdin:
-            self.busy.set()
-            self.files.put(line.strip())
+        with open(0, "rb", buffering=0, closefd=False) as orders:  # unbuffered: no lock that Python would want at its end
+            for line in orders:
+                self.busy.set()
+                self.files.put(line.decode().strip())
         self.files.put(None)
         if self.busy.is_set():
             os.kill(os.getpid(), signal.SIGTERM)
