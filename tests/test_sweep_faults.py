@@ -195,3 +195,21 @@ def test_d5_awkward_names(tmp_path: Path) -> None:
         assert all(len(folder.name.encode()) <= 255 for folder in folders)
         assert {run.read_config()["name"] for run in runs(tmp_path / "sweep").values()} == set(names)
     assert "7 finished before" in done.stdout
+
+
+def test_damaged_files_of_an_earlier_sweep_cost_their_run(tmp_path: Path) -> None:
+    """Results that cannot be read are made again; a config that cannot be read is never overwritten."""
+    folder = tmp_path / "sweep"
+    assert launch(folder, "seed=0,1,2", "trainer.epochs=2").returncode == 0
+    names = sorted(runs(folder))
+    (folder / names[0] / "results.json").write_text('{"status": "comp')
+    (folder / names[1] / "config.yaml").write_text("{ nothing: [")
+    (folder / names[1] / "results.json").unlink()
+    done = launch(folder, "seed=0,1,2", "trainer.epochs=2")
+    assert done.returncode == 8, done.stderr
+    content = ledger(folder)
+    assert (content["completed"], content["failed"]) == (2, 1)
+    assert "3 runs, 1 finished before" in done.stdout
+    (failed,) = [job for job in content["jobs"] if job["state"] == "failed"]
+    assert "config.yaml" in failed["cause"]
+    assert (folder / names[1] / "config.yaml").read_text() == "{ nothing: ["

@@ -15,7 +15,7 @@ from vae_lab.errors import SweepError
 from vae_lab.interrupt import interrupts
 from vae_lab.planning import Cost, Planned, SweepOptions, default_workers, plan, stacking_key
 from vae_lab.pool import Process, Worker
-from vae_lab.run_dir import RunDir
+from vae_lab.run_dir import RunDir, storage_errors
 from vae_lab.sweep import LEDGER, Sweep
 from vae_lab.sweep_display import print_closing
 
@@ -65,7 +65,9 @@ def lead(
         job.state = "completed" if job.is_finished() else "not_run"
     todo = [job for job in jobs if job.state == "not_run"]
     for job in todo:  # what ended before is tried again, and must not be mistaken for its outcome
-        RunDir(job.folder).results.unlink(missing_ok=True)
+        results = RunDir(job.folder).results
+        with storage_errors(results):
+            results.unlink(missing_ok=True)
     on_gpu = choose_device(Device(jobs[0].cfg["device"])).type != "cpu"
     num_workers = options.workers or default_workers(on_gpu, options.cluster)
     # A job of a cluster waits and imports before it trains, so that few large cohorts are better than many small ones.

@@ -64,8 +64,11 @@ class Planned:
 
     def results(self) -> dict[str, Any] | None:
         """Its results, if they are those of this config."""
-        results = RunDir(self.folder).read_results()
-        return results if results is not None and results["fingerprint"] == fingerprint(self.cfg) else None
+        try:
+            results = RunDir(self.folder).read_results() or {}
+            return results if results.get("fingerprint") == fingerprint(self.cfg) else None
+        except (OSError, ValueError, AttributeError):  # damaged: this run is trained again
+            return None
 
     def look(self) -> None:
         """Take over what its folder says."""

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import yaml
 from rich.console import Console
 
 from vae_lab.config import fingerprint
@@ -40,8 +41,9 @@ class Sweep:
         taken = {job.folder for job in self.jobs}
         for config in sorted(self.folder.glob("*/config.yaml")):
             if config.parent not in taken:
-                before.setdefault(fingerprint(RunDir(config.parent).read_config()), []).append(config.parent)
-                taken.add(config.parent)
+                with contextlib.suppress(OSError, yaml.YAMLError, AttributeError, TypeError, ValueError):  # the job there will say
+                    before.setdefault(fingerprint(RunDir(config.parent).read_config()), []).append(config.parent)
+                    taken.add(config.parent)
         for job in jobs:
             known = before.get(fingerprint(job.cfg))
             if known:
@@ -59,11 +61,13 @@ class Sweep:
         display = SweepDisplay(self.console, self.jobs, [job for cohort in cohorts for job in cohort])
         with display:
             try:
+                told = False
                 while waiting or any(worker.cohort for worker in self.workers):
                     if interrupts.requested is not None:
                         waiting.clear()
-                        for worker in self.workers:
+                        for worker in () if told else self.workers:
                             worker.interrupt()
+                        told = True
                     while waiting and (free := self.free_worker(num_workers)) is not None:
                         cohort = waiting.pop(0)
                         for job in cohort:
