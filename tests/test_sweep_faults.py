@@ -169,7 +169,7 @@ def test_d3_an_interrupted_sweep_accounts_for_all(
 ) -> None:
     folder = tmp_path / "sweep"
     process = start(folder, *LONG)
-    while not any(len(run.read_metrics()) > 2 for run in runs(folder).values()):
+    while len(runs(folder)) < 4 or not all(len(run.read_metrics()) > 2 for run in runs(folder).values()):
         time.sleep(0.02)
     workers = workers_of(process.pid)
     process.send_signal(number)
