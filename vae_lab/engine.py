@@ -244,7 +244,7 @@ class _Stretch:
     def _batch(self, index: Tensor, epoch: int, position: int) -> Batch:
         """The images of each run's `index` [R, B], as [R, B, C, H, W] in [0, 1]."""
         train = self.splits.train
-        x = train.x[index] if len(index) > 1 else train.x[index[0]][None]
+        x = train.x[index]
         if self.splits.dynamic:
             generators = [rng.generator(run.seed, "binarize", epoch, position, device=self.device) for run in self.runs]
             x = torch.stack([bernoulli_pixels(grey, draws) for grey, draws in zip(x, generators, strict=True)])

@@ -15,8 +15,8 @@ from vae_lab.errors import SweepError
 from vae_lab.interrupt import interrupts
 from vae_lab.planning import Cost, Planned, SweepOptions, default_workers, plan, stacking_key
 from vae_lab.pool import Process, Worker
-from vae_lab.run_dir import RunDir, storage_errors
-from vae_lab.sweep import LEDGER, Sweep
+from vae_lab.run_dir import LEDGER, RunDir, storage_errors
+from vae_lab.sweep import Sweep
 from vae_lab.sweep_display import print_closing
 
 _sweeps: list[tuple[Sweep, Any]] = []  # of this process, with the lock of its folder

@@ -26,14 +26,27 @@ class Progress(Protocol):
     def line(self, text: str) -> None: ...
 
 
+class Throughput:
+    """Images a second and run, since the first step that it was asked about."""
+
+    def __init__(self, images_per_epoch: int, steps_per_epoch: int):
+        self.images_per_step = images_per_epoch / steps_per_epoch
+        self.started = time.perf_counter()
+        self.first_step: int | None = None
+
+    def __call__(self, step: int) -> float:
+        if self.first_step is None:
+            self.first_step = step - 1
+        return (step - self.first_step) * self.images_per_step / max(1e-9, time.perf_counter() - self.started)
+
+
 class ProgressBar:
     """Epoch, loss terms, images per second and time left of the runs trained together."""
 
     def __init__(self, console: Console, epochs: int, images_per_epoch: int, steps_per_epoch: int):
-        self.console, self.epochs, self.images, self.steps = console, epochs, images_per_epoch, steps_per_epoch
-        self.started = time.perf_counter()
+        self.console, self.epochs, self.steps = console, epochs, steps_per_epoch
+        self.images_per_s = Throughput(images_per_epoch, steps_per_epoch)
         self.shown = 0.0
-        self.first_step: int | None = None
         self.bar: RichProgress | None = None
         if console.is_terminal:
             columns = (
@@ -53,12 +66,6 @@ class ProgressBar:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self.bar:
             self.bar.stop()
-
-    def images_per_s(self, step: int) -> float:
-        """Images a second and run since the first step seen here."""
-        if self.first_step is None:
-            self.first_step = step - 1
-        return (step - self.first_step) * self.images / self.steps / max(1e-9, time.perf_counter() - self.started)
 
     def on_step(self, step: int, means: Callable[[], Metrics]) -> None:
         """Show a step, at most ten times a second."""

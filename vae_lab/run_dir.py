@@ -12,6 +12,7 @@ import yaml
 
 from vae_lab.errors import StorageError
 
+LEDGER = "sweep.json"  # of a sweep's folder
 FINISHED = ("completed", "stopped_early")  # the status of a run with nothing left to do
 _SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster where libyaml is there
 

@@ -13,10 +13,9 @@ from vae_lab.config import fingerprint
 from vae_lab.interrupt import interrupts
 from vae_lab.planning import Cohort, Planned
 from vae_lab.pool import Worker
-from vae_lab.run_dir import RunDir, strict_json, write_atomic
+from vae_lab.run_dir import LEDGER, RunDir, strict_json, write_atomic
 from vae_lab.sweep_display import SweepDisplay
 
-LEDGER = "sweep.json"
 POLL_S = 0.05
 MAX_DEATHS = 2  # workers that die under a cohort before its runs go on alone, or under a lone run before it counts as failed
 STATES = ("completed", "failed", "interrupted", "not_run")

@@ -90,13 +90,13 @@ def print_closing(console: Console, jobs: Sequence[Planned]) -> None:
     swept = swept_keys([job.cfg for job in jobs])
     table = Table("run", *swept, "test loss", "epochs", "state")
 
-    def order(job: Planned) -> tuple[bool, float]:
-        loss = (job.results() or {}).get("test", {}).get("loss")
-        return job.state != "completed", float("inf") if loss is None else loss
+    def order(pair: tuple[Planned, dict[str, Any]]) -> tuple[bool, float]:
+        loss = pair[1].get("test", {}).get("loss")
+        return pair[0].state != "completed", float("inf") if loss is None else loss
 
-    for job in sorted(jobs, key=order):
-        results, flat = job.results() or {}, flatten(job.cfg)
+    for job, results in sorted(((job, job.results() or {}) for job in jobs), key=order):
         loss = results.get("test", {}).get("loss")
+        flat = flatten(job.cfg)
         values = [Text("" if flat.get(key) is None else str(flat[key])) for key in swept]
         numbers = "" if loss is None else f"{loss:.3f}", str(results.get("epochs", ""))
         table.add_row(Text(job.folder.name), *values, *numbers, job.state.replace("_", " "))

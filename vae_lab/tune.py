@@ -17,7 +17,7 @@ from rich.console import Console
 
 from vae_lab.config import bounded, typed
 from vae_lab.errors import ConfigError
-from vae_lab.run_dir import write_atomic
+from vae_lab.run_dir import FINISHED, write_atomic
 
 if TYPE_CHECKING:
     import optuna
@@ -161,7 +161,7 @@ def tune(launch: Launch, folder: Path, arguments: Sequence[str], options: Search
 
 def metric(results: dict[str, Any] | None, name: str) -> float | None:
     """'val/elbo' of a run's results; elbo is -(nll + kl) where it is not written. None for a run that did not end well."""
-    if results is None or results["status"] not in ("completed", "stopped_early"):
+    if results is None or results["status"] not in FINISHED:
         return None
     split, _, term = name.rpartition("/")
     terms = results.get(split, {})
@@ -175,7 +175,7 @@ def metric(results: dict[str, Any] | None, name: str) -> float | None:
 
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known and len(known) == len(values) else None
+    return sum(known) / len(known) if len(known) == len(values) else None
 
 
 def _tell(study: "optuna.Study", number: int, value: float | None) -> None:

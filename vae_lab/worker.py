@@ -17,7 +17,7 @@ from rich.console import Console
 
 from vae_lab import lock
 from vae_lab.interrupt import interrupts
-from vae_lab.progress import Metrics
+from vae_lab.progress import Metrics, Throughput
 from vae_lab.run_dir import RunDir
 
 IMPORTED_EARLY = ("vae_lab.train", "vae_lab.evaluate", "vae_lab.figures", "matplotlib.backends.backend_agg", "wandb")
@@ -39,20 +39,15 @@ class Note:
     """Says in a small file, every half second, how far a cohort is; that the file changes shows that the worker lives."""
 
     def __init__(self, path: Path, epochs: int, images_per_epoch: int, steps_per_epoch: int):
-        self.path, self.epochs, self.images, self.steps = path, epochs, images_per_epoch, steps_per_epoch
-        self.started, self.noted, self.first_step = time.perf_counter(), 0.0, -1
+        self.path, self.epochs, self.steps = path, epochs, steps_per_epoch
+        self.images_per_s = Throughput(images_per_epoch, steps_per_epoch)
+        self.noted = 0.0
 
     def __enter__(self) -> "Note":
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.phase("evaluating and drawing", self.steps * self.epochs)
-
-    def images_per_s(self, step: int) -> float:
-        """Images a second and run since the first step seen here."""
-        if self.first_step < 0:
-            self.first_step = step - 1
-        return (step - self.first_step) * self.images / self.steps / max(1e-9, time.perf_counter() - self.started)
 
     def on_step(self, step: int, means: Callable[[], Metrics]) -> None:
         if time.perf_counter() - self.noted > 0.5:

@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vae_lab.compare.collect import USABLE, Record
+from vae_lab.compare.collect import Record
 from vae_lab.compare.groups import Section, differing, varied
 from vae_lab.compare.statistics import FEW_SEEDS
+from vae_lab.run_dir import FINISHED
 
 TOLERANCE = 1e-6  # relative; copies whose numbers differ by more are said to differ
 
@@ -44,7 +45,7 @@ def examine(records: Sequence[Record], sections: Sequence[Section], by: Sequence
 
 def lost(records: Sequence[Record]) -> list[Record]:
     """Runs whose numbers do not count: failed, interrupted, unfinished, never begun or damaged; not copies."""
-    return [record for record in records if record.state not in USABLE]
+    return [record for record in records if record.state not in FINISHED]
 
 
 def _scales(sections: Sequence[Section]) -> list[Finding]:

@@ -12,10 +12,8 @@ import yaml
 from vae_lab.compare import metrics
 from vae_lab.config import fingerprint, flatten
 from vae_lab.errors import ConfigError
-from vae_lab.run_dir import RunDir
+from vae_lab.run_dir import FINISHED, LEDGER, RunDir
 
-LEDGER = "sweep.json"
-USABLE = ("completed", "stopped_early")  # states whose numbers count
 MAX_DEPTH = 4
 
 
@@ -43,7 +41,7 @@ class Record:
     @property
     def usable(self) -> bool:
         """Whether its numbers may enter statistics."""
-        return self.state in USABLE and self.copy_of is None
+        return self.state in FINISHED and self.copy_of is None
 
     @property
     def seed(self) -> int:
@@ -181,7 +179,7 @@ def _read_curves(run_dir: RunDir, record: Record) -> None:
 
 
 def _check_results(results: Any) -> None:
-    known = (*USABLE, "failed", "interrupted")
+    known = (*FINISHED, "failed", "interrupted")
     if not isinstance(results, dict) or not isinstance(results.get("test"), dict):
         raise ValueError("not the results of a run")
     if results.get("status") not in known:
@@ -192,7 +190,7 @@ def _mark_copies(records: Iterable[Record]) -> None:
     """Of runs with one config, the first usable one counts; the others are copies of it."""
     first: dict[tuple[str, str], Record] = {}
     for record in records:
-        if record.state in USABLE and record.fingerprint:
+        if record.state in FINISHED and record.fingerprint:
             same = first.setdefault((record.fingerprint, str(record.results.get("data_digest"))), record)
             record.copy_of = None if same is record else same
 

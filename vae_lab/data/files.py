@@ -1,9 +1,14 @@
-"""One image file as pixels, or why there are none."""
+"""Image files: one as pixels, or why there are none; the classes of a folder of them."""
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
+from jaxtyping import Int64
 from PIL import Image, UnidentifiedImageError
+from torch import Tensor
 
 from vae_lab.networks.base import ImageShape
 
@@ -37,6 +42,20 @@ def read_image(path: Path, shape: ImageShape, resize: bool, convert: bool) -> np
         return f"not one of {', '.join(FORMATS)}"
     except (OSError, SyntaxError, ValueError) as error:
         return f"damaged: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+
+
+def class_labels(paths: Sequence[str]) -> Int64[Tensor, " N"] | None:
+    """The number of each image's first sub-folder in alphabetical order, for paths below a root; None if one lies in the root."""
+    if not all(os.sep in path for path in paths):
+        return None
+    names = [path.partition(os.sep)[0] for path in paths]
+    numbers = {name: number for number, name in enumerate(sorted(set(names)))}
+    return torch.tensor([numbers[name] for name in names])
+
+
+def first_of(bad: Sequence[str], shown: int) -> str:
+    """'a (why); b (why) and 3 more'."""
+    return "; ".join(bad[:shown]) + (f" and {len(bad) - shown} more" if len(bad) > shown else "")
 
 
 def _pixels(image: Image.Image, shape: ImageShape) -> np.ndarray:

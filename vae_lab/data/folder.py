@@ -18,7 +18,7 @@ from rich.progress import track
 from vae_lab import rng
 from vae_lab.config import bounded
 from vae_lab.data.base import DataConfig, Dataset, Images
-from vae_lab.data.files import SUFFIXES, read_image
+from vae_lab.data.files import SUFFIXES, class_labels, first_of, read_image
 from vae_lab.data.stored import ImageStore, StoredPixels
 from vae_lab.errors import ConfigError, DataError
 from vae_lab.registry import register
@@ -83,17 +83,12 @@ class Folder(Dataset):
         facts: dict[str, Any] = {"kept": [], "bad": []}
         if store is None:
             pixels = np.stack(list(self._decoded(root, paths, facts)))
-            return self._parts(root, paths, torch.from_numpy(pixels), facts)
-        return self._parts(root, paths, *store.read_or_write(source, self._decoded(root, paths, facts), facts))
+            return self._parts(paths, torch.from_numpy(pixels), facts)
+        return self._parts(paths, *store.read_or_write(source, self._decoded(root, paths, facts), facts))
 
-    def _parts(
-        self, root: Path, paths: Sequence[str], x: torch.Tensor | StoredPixels, facts: dict[str, Any]
-    ) -> tuple[Images, Images]:
+    def _parts(self, paths: Sequence[str], x: torch.Tensor | StoredPixels, facts: dict[str, Any]) -> tuple[Images, Images]:
         """Classes, and the two splits."""
-        names = [paths[index].partition(os.sep)[0] for index in facts["kept"]]
-        nested = all((root / name).is_dir() for name in set(names))
-        classes = {name: index for index, name in enumerate(sorted(set(names)))}
-        images = Images(x, torch.tensor([classes[name] for name in names]) if nested else None)
+        images = Images(x, class_labels([paths[index] for index in facts["kept"]]))
         order = torch.randperm(len(images), generator=rng.generator(self.config.split_seed, "folder-test"))
         num_test = min(len(images) - 1, max(1, round(self.config.test_fraction * len(images))))
         return images.select(order[num_test:].sort().values), images.select(order[:num_test].sort().values)
@@ -116,9 +111,8 @@ class Folder(Dataset):
                         kept.append(index)
                         yield found
         if bad and (self.config.on_bad is OnBad.stop or len(kept) < 2):
-            more = f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
             raise DataError(
-                f"data.root={root}: {len(bad)} of {len(paths)} files cannot be used: {'; '.join(bad[:SHOWN])}{more}. "
+                f"data.root={root}: {len(bad)} of {len(paths)} files cannot be used: {first_of(bad, SHOWN)}. "
                 f"The model takes {self.config.channels}x{self.config.size}x{self.config.size} (data.channels, data.size). Mend or "
                 "remove them, or say data.on_bad=skip, data.resize=true, data.convert=true."
             )

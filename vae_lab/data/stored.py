@@ -15,7 +15,7 @@ from filelock import FileLock
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from vae_lab.run_dir import storage_errors
+from vae_lab.run_dir import storage_errors, write_atomic
 
 MEMORY_SHARE = 0.5  # of the free memory, up to which a set is read whole
 
@@ -109,7 +109,6 @@ class ImageStore:
         file = self.pixels.with_name(f"{self.pixels.stem}-{os.urandom(4).hex()}.pixels")
         digest, number, shape = hashlib.sha256(), 0, ()
         with storage_errors(file):
-            file.parent.mkdir(parents=True, exist_ok=True)
             try:
                 with file.open("wb") as output:
                     for image in images:
@@ -123,9 +122,7 @@ class ImageStore:
                 file.unlink(missing_ok=True)
                 raise
             known = {"source": source, "file": file.name, "shape": [number, *shape], "digest": digest.hexdigest(), "facts": facts}
-            temporary = self.manifest.with_suffix(f".{os.getpid()}.tmp")
-            temporary.write_text(json.dumps(known), encoding="utf-8")
-            os.replace(temporary, self.manifest)
+            write_atomic(self.manifest, json.dumps(known))
             for old in file.parent.glob(f"{self.pixels.stem}-*.pixels"):
                 if old != file:
                     old.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from vae_lab.arrays import image_reader
 from vae_lab.config import to_plain
 from vae_lab.data import Images, load
 from vae_lab.data.base import Binarize, bernoulli_pixels
-from vae_lab.data.files import SUFFIXES, read_image
+from vae_lab.data.files import SUFFIXES, class_labels, first_of, read_image
 from vae_lab.entry import compose_checked
 from vae_lab.errors import ConfigError, DataError, did_you_mean
 from vae_lab.registry import names
@@ -121,20 +121,16 @@ def _folder(run: TrainedRun, folder: Path, fit: bool) -> Source:
     if not paths:
         raise DataError(f"{folder}: no {', '.join(SUFFIXES)} files below it.")
     x = _stack(run, paths, folder, fit)
-    parents = [path.relative_to(folder).parts[0] for path in paths]
-    nested = all(len(path.relative_to(folder).parts) > 1 for path in paths)
-    classes = {name: index for index, name in enumerate(sorted(set(parents)))}
-    return Source(x, torch.tensor([classes[name] for name in parents]) if nested else None, folder.name or str(folder))
+    return Source(x, class_labels([str(path.relative_to(folder)) for path in paths]), folder.name or str(folder))
 
 
 def _stack(run: TrainedRun, paths: list[Path], root: Path, fit: bool) -> Tensor:
     found = [read_image(path, run.image_shape, resize=fit, convert=fit) for path in paths]
     bad = [f"{path.relative_to(root)} ({why})" for path, why in zip(paths, found, strict=True) if isinstance(why, str)]
     if bad:
-        more = f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
         raise DataError(
             f"{root if len(paths) > 1 else paths[0]}: {len(bad)} of {len(paths)} files cannot be used: "
-            f"{'; '.join(bad[:SHOWN])}{more}. {run.name} takes {_by(run.image_shape)}; --fit crops, scales and converts."
+            f"{first_of(bad, SHOWN)}. {run.name} takes {_by(run.image_shape)}; --fit crops, scales and converts."
         )
     return torch.from_numpy(np.stack([pixels for pixels in found if not isinstance(pixels, str)]))
 
