@@ -234,7 +234,7 @@ def test_runs_of_a_cohort_stop_early_each_by_itself(compose) -> None:
 
 
 def test_clipping_is_per_run() -> None:
-    gradients = [torch.tensor([[3.0, 4.0], [0.3, 0.4]]), torch.zeros(2, 1, 1)]
+    gradients = [torch.tensor([[3.0, 4.0], [0.3, 0.4]]), torch.zeros(2, 1)]
     norms = gradient_norms(gradients)
     torch.testing.assert_close(norms, torch.tensor([5.0, 0.5]))
     clip_gradients(gradients, norms, torch.tensor([1.0, 1.0]))

@@ -20,7 +20,7 @@ import safetensors.torch
 import torch
 from torch.utils._pytree import tree_leaves
 
-from vae_lab.cohort import State
+from vae_lab.blocks import State
 from vae_lab.errors import CheckpointError, StorageError
 from vae_lab.run_dir import free_space
 

@@ -4,18 +4,16 @@ Parameters and buffers of the R systems are stacked along a new first axis R (th
 `vmap(functional_call)`; with R = 1 the system is called directly, its parameters being views into the leaves.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 
+from vae_lab.blocks import Block, Layout, State
 from vae_lab.objectives.base import Batch, Noise, Terms
 from vae_lab.system import System
-
-State = dict[str, Tensor]
 
 
 def stack_key(system: System) -> str:
@@ -37,7 +35,9 @@ class Cohort:
     """R systems as one.
 
     Attributes:
-        parameters: trained leaves by name, each [R, ...]; they require no gradient, `gradients` says how they get one.
+        layout: which parameter lies in which block.
+        blocks: all trained parameters, each block [R, P].
+        parameters: the same by name, each [R, ...], as views into the blocks.
         buffers: the other leaves, each [R, ...].
     """
 
@@ -45,62 +45,62 @@ class Cohort:
         keys = {stack_key(system) for system in systems}
         if len(keys) != 1:
             raise ValueError(f"These {len(systems)} systems differ in architecture and cannot be stacked.")
-        self.template = systems[0]
+        self.template = systems[0].to(device)
         self.size = len(systems)
         with torch.no_grad():
             parameters, buffers = stack_module_state([*systems])
-        self.parameters: State = {name: leaf.detach().to(device) for name, leaf in parameters.items()}
+            parameters = {name: leaf.detach() for name, leaf in parameters.items()}
         self.buffers: State = {name: leaf.detach().to(device) for name, leaf in buffers.items()}
-        self.template = self.template.to(device)
-        self._tie_template()
-        # What gradients are taken of; asking a module for its parameters takes longer than a small step's arithmetic.
-        self._trained = list(self.template.parameters() if self.size == 1 else self.parameters.values())
-        self._terms = torch.compile(self._call) if compile else self._call
-
-    def _tie_template(self) -> None:
-        """With R = 1, let the system's own tensors be views into the leaves; else it is only a recipe."""
-        if self.size == 1:
-            for name, parameter in self.template.named_parameters():
+        self.layout = Layout({name: leaf.shape[1:] for name, leaf in parameters.items()})
+        self.blocks = [block.to(device) for block in self.layout.blocks(parameters)]
+        self.parameters = self.layout.leaves([block.detach() for block in self.blocks])
+        trained = self.parameters
+        if self.size == 1:  # the system's own tensors are views into the leaves; else it is only a recipe
+            trained = dict(self.template.named_parameters())
+            for name, parameter in trained.items():
                 parameter.data = self.parameters[name][0]
             for name, buffer in self.template.named_buffers():
                 buffer.data = self.buffers[name][0]
+        # What gradients are taken of; asking a module for its parameters takes longer than a small step's arithmetic.
+        self._trained = [trained[name].requires_grad_() for name in self.parameters]
+        self._small = torch.zeros_like(self.blocks[0])  # where the gradients of the small tensors lie in every step
+        leaves = self.layout.leaves([self._small, *self.blocks[1:]]).values()
+        self._small_views = [leaf[0] if self.size == 1 else leaf for leaf in leaves][: self.layout.num_small]
+        self._mean: dict[torch.Size, Tensor] = {}  # weights of losses [R, B] that make their sum each run's mean
+        call = self._stacked if self.size > 1 else self.template
+        self._call = torch.compile(call) if compile else call
 
-    def _call(self, leaves: Sequence[Tensor], batch: Batch, noise: Noise, step: Tensor) -> Terms:
-        """Terms [R, B]; `leaves` are the parameters in order of their names."""
-        if self.size == 1:
-            terms = self.template(
-                batch if batch.x.dim() == 4 else _first(batch), {name: draw[0] for name, draw in noise.items()}, step
-            )
-            return {name: term[None] for name, term in terms.items()}
+    def _stacked(self, batch: Batch, noise: Noise, step: Int[Tensor, ""]) -> Terms:
+        """Terms [R, B] of several runs."""
 
         def one(parameters: State, buffers: State, batch: Batch, noise: Noise) -> Terms:
             return functional_call(self.template, (parameters, buffers), (batch, noise, step))
 
-        parameters = dict(zip(self.parameters, leaves, strict=True))
         shared = None if batch.x.dim() == 4 else 0
         in_dims = (0, 0, Batch(*(None if part is None else shared for part in batch)), 0)  # type: ignore[arg-type]
-        return vmap(one, in_dims=in_dims)(parameters, self.buffers, batch, noise)
+        return vmap(one, in_dims=in_dims)(self.parameters, self.buffers, batch, noise)
 
-    def terms(self, batch: Batch, noise: Noise, step: Int[Tensor, ""]) -> Terms:
-        """Terms [R, B], without gradients. The noise has a leading axis R; a batch without one is shared."""
+    def terms(self, batch: Batch, noise: Noise, step: Int[Tensor, ""], gradients: bool = False) -> Terms:
+        """Terms [R, B], or [B] of a cohort of one, with `gradients` if `backward` is to follow.
+
+        With R > 1 the noise has a leading axis R; a batch without one is shared.
+        """
+        with torch.set_grad_enabled(gradients):
+            return self._call(batch, noise, step)
+
+    def backward(self, terms: Terms) -> list[Block]:
+        """The gradient of each run's own mean loss, a row of each block. It stands until the next call."""
+        loss = terms["loss"]
+        if (mean := self._mean.get(loss.shape)) is None:
+            mean = self._mean[loss.shape] = torch.full_like(loss, 1 / loss.shape[-1], requires_grad=False)
+        gradients = torch.autograd.grad(loss, self._trained, mean, materialize_grads=True)
+        num_small = self.layout.num_small
+        large = [gradient.reshape(self.size, -1) for gradient in gradients[num_small:]]
+        if num_small == 0:
+            return large
         with torch.no_grad():
-            return self._call(list(self.parameters.values()), batch, noise, step)
-
-    def gradients(
-        self, batch: Batch, noise: Noise, step: Int[Tensor, ""], autocast: Callable[[], Any]
-    ) -> tuple[Terms, list[Tensor]]:
-        """Terms [R, B], and for each parameter the gradient [R, ...] of each run's own mean loss."""
-        if self.size > 1:
-            for leaf in self._trained:
-                leaf.requires_grad_()
-        with autocast():
-            terms = self._terms(self._trained, batch, noise, step)
-        total = terms["loss"].sum() / batch.x.shape[-4]
-        gradients = torch.autograd.grad(total, self._trained, materialize_grads=True)
-        if self.size == 1:
-            gradients = tuple(gradient[None] for gradient in gradients)
-        # Fused optimisers read gradients in memory order; vmap may hand them out transposed.
-        return {name: term.detach() for name, term in terms.items()}, [gradient.contiguous() for gradient in gradients]
+            torch._foreach_copy_(self._small_views, gradients[:num_small])
+        return [self._small, *large]
 
     def run_state(self, index: int) -> State:
         """A copy of one run's parameters and buffers, under the names of its `state_dict`."""
@@ -113,20 +113,13 @@ class Cohort:
                 leaf[index].copy_(state[name])
 
 
-def _first(batch: Batch) -> Batch:
-    return Batch(batch.x[0], None if batch.y is None else batch.y[0])
-
-
-def clip_gradients(gradients: list[Tensor], norms: Float[Tensor, " R"], max_norms: Float[Tensor, " R"]) -> None:
-    """Scale each run's gradients [R, ...] in place so that its own norm is at most its `max_norms` entry (inf: never)."""
-    scale = (max_norms / (norms + 1e-6)).clamp(max=1.0)
+def clip_gradients(gradients: list[Block], norms: Float[Tensor, " R"], max_norms: Float[Tensor, " R"]) -> None:
+    """Scale each run's gradient in place so that its norm is at most its `max_norms` entry (inf: never)."""
+    scale = (max_norms / (norms + 1e-6)).clamp(max=1.0)[:, None]
     for gradient in gradients:
-        gradient.mul_(scale.view(-1, *[1] * (gradient.dim() - 1)))
+        gradient.mul_(scale)
 
 
-def gradient_norms(gradients: list[Tensor]) -> Float[Tensor, " R"]:
+def gradient_norms(gradients: list[Block]) -> Float[Tensor, " R"]:
     """The Euclidean norm of each run's whole gradient."""
-    if len(gradients[0]) == 1:
-        return torch.nn.utils.get_total_norm(gradients)[None]
-    norms = [torch.linalg.vector_norm(gradient.reshape(len(gradient), -1), dim=1) for gradient in gradients]
-    return torch.linalg.vector_norm(torch.stack(norms), dim=0)
+    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(gradient, dim=1) for gradient in gradients]), dim=0)

@@ -1,23 +1,82 @@
 """Distributions of images and latents. Models return these objects; an ELBO is then three lines.
 
 All carry one event per image: `log_prob` of a batch of B images has shape [B], summed over pixels or latents, in nats.
-Argument validation is off because it needs a host synchronisation and does not work under `torch.func.vmap`.
+Argument validation is off because it needs a host synchronisation and does not work under `torch.func.vmap`. The two
+that every training step makes keep their parameters and build torch's own distribution, `base_dist`, when it is asked for.
 """
 
+from collections.abc import Sequence
+from functools import cached_property
+
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import Bernoulli, Distribution, Independent, Normal, kl_divergence
+from torch.distributions import Bernoulli, Distribution, Independent, Normal, kl_divergence, register_kl
 
 
-def diag_normal(mu: Float[Tensor, "*batch D"], logvar: Float[Tensor, "*batch D"]) -> Independent:
+class DiagNormal(Independent):
+    """Normal with diagonal covariance exp(logvar), over codes [*batch, D]."""
+
+    def __init__(self, mu: Float[Tensor, "*batch D"], logvar: Float[Tensor, "*batch D"]):
+        Distribution.__init__(self, mu.shape[:-1], mu.shape[-1:], validate_args=False)
+        self.reinterpreted_batch_ndims = 1
+        self.mu, self.logvar = mu, logvar
+
+    @cached_property
+    def base_dist(self) -> Normal:
+        return Normal(self.mu, torch.exp(0.5 * self.logvar), validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.mu
+
+    def expand(self, batch_shape: Sequence[int], _instance: None = None) -> "DiagNormal":
+        shape = (*batch_shape, *self.event_shape)
+        return DiagNormal(self.mu.expand(shape), self.logvar.expand(shape))
+
+
+class StandardNormal(DiagNormal):
+    """Mean zero and variance one; `zeros` [D] says where and how many."""
+
+    def __init__(self, zeros: Float[Tensor, " D"]):
+        super().__init__(zeros, zeros)
+
+
+class BernoulliPixels(Independent):
+    """Independent Bernoulli pixels [*batch, C, H, W]. `log_prob` also takes grey values in [0, 1], where it is not normalised."""
+
+    def __init__(self, logits: Float[Tensor, "*batch C H W"]):
+        Distribution.__init__(self, logits.shape[:-3], logits.shape[-3:], validate_args=False)
+        self.reinterpreted_batch_ndims = 3
+        self.logits = logits
+
+    @cached_property
+    def base_dist(self) -> Bernoulli:
+        return Bernoulli(logits=self.logits, validate_args=False)
+
+    def log_prob(self, value: Float[Tensor, "*sample C H W"]) -> Float[Tensor, "*sample"]:
+        return -self.cross_entropy(value)
+
+    def cross_entropy(self, value: Float[Tensor, "*sample C H W"]) -> Float[Tensor, "*sample"]:
+        """-log_prob, without its detour."""
+        logits = self.logits
+        if logits.shape != value.shape:
+            logits, value = torch.broadcast_tensors(logits, value)
+        return F.binary_cross_entropy_with_logits(logits, value, reduction="none").sum((-3, -2, -1))
+
+    def expand(self, batch_shape: Sequence[int], _instance: None = None) -> "BernoulliPixels":
+        return BernoulliPixels(self.logits.expand(*batch_shape, *self.event_shape))
+
+
+def diag_normal(mu: Float[Tensor, "*batch D"], logvar: Float[Tensor, "*batch D"]) -> DiagNormal:
     """Normal with diagonal covariance exp(logvar)."""
-    return Independent(Normal(mu, torch.exp(0.5 * logvar), validate_args=False), 1, validate_args=False)
+    return DiagNormal(mu, logvar)
 
 
-def bernoulli(logits: Float[Tensor, "*batch C H W"]) -> Independent:
-    """Independent Bernoulli pixels. Its `log_prob` also takes grey values in [0, 1], where it is not normalised."""
-    return Independent(Bernoulli(logits=logits, validate_args=False), 3, validate_args=False)
+def bernoulli(logits: Float[Tensor, "*batch C H W"]) -> BernoulliPixels:
+    """Independent Bernoulli pixels."""
+    return BernoulliPixels(logits)
 
 
 def gaussian(mean: Float[Tensor, "*batch C H W"], variance: Float[Tensor, ""]) -> Independent:
@@ -51,16 +110,23 @@ def reparameterize(q: Distribution, eps: Float[Tensor, "*sample D"] | None) -> T
     """
     if isinstance(q, Delta):
         return q.mu
+    if isinstance(q, DiagNormal) and eps is not None:
+        return q.mu + torch.exp(0.5 * q.logvar) * eps
     base = q.base_dist if isinstance(q, Independent) else q
     if eps is None or not isinstance(base, Normal):
         raise TypeError(f"reparameterize needs noise and knows Normal and Delta, not {type(base).__name__}.")
     return base.loc + base.scale * eps
 
 
+def nll(p: Distribution, x: Float[Tensor, "*batch C H W"]) -> Float[Tensor, "*batch"]:
+    """-log p(x) in nats per image."""
+    return p.cross_entropy(x) if isinstance(p, BernoulliPixels) else -p.log_prob(x)
+
+
 def kl(q: Distribution, p: Distribution, z: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch"]:
     """KL(q, p) in nats per image.
 
-    Closed form where torch registers one, else the one-sample estimate log q(z) - log p(z), which can be negative.
+    Closed form where one is registered, else the one-sample estimate log q(z) - log p(z), which can be negative.
 
     References:
         Kingma & Welling 2014, appendix B. https://arxiv.org/abs/1312.6114
@@ -69,3 +135,15 @@ def kl(q: Distribution, p: Distribution, z: Float[Tensor, "*batch D"]) -> Float[
         return kl_divergence(q, p)
     except NotImplementedError:
         return q.log_prob(z) - p.log_prob(z)
+
+
+@register_kl(DiagNormal, DiagNormal)
+def _kl_normal(q: DiagNormal, p: DiagNormal) -> Float[Tensor, "*batch"]:
+    difference = q.logvar - p.logvar
+    return 0.5 * (difference.exp() + (q.mu - p.mu).square() * torch.exp(-p.logvar) - 1 - difference).sum(-1)
+
+
+@register_kl(DiagNormal, StandardNormal)
+def _kl_standard_normal(q: DiagNormal, p: StandardNormal) -> Float[Tensor, "*batch"]:
+    """The same with half the passes."""
+    return 0.5 * (q.logvar.exp() + q.mu.square() - q.logvar - 1).sum(-1)

@@ -13,21 +13,22 @@ from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
-from vae_lab import rng
-from vae_lab.cohort import Cohort, State, clip_gradients, gradient_norms
+from vae_lab.blocks import State
+from vae_lab.cohort import Cohort, clip_gradients, gradient_norms
 from vae_lab.config import Precision, TrainerConfig
 from vae_lab.data import Splits
-from vae_lab.data.base import bernoulli_pixels
-from vae_lab.objectives.base import Batch, Noise, Terms
+from vae_lab.data.base import to_float
+from vae_lab.feed import NOISE_CHUNK, Feed
+from vae_lab.health import Evidence, Health
+from vae_lab.objectives.base import Batch
 from vae_lab.optimizers import CohortOptimizer, Optimizer, setting_order
 from vae_lab.optimizers import State as OptimizerState
 from vae_lab.schedulers import Scheduler
 from vae_lab.system import System
 
-NOISE_CHUNK = 32  # steps whose noise is drawn at once; part of what a seed means
 Metrics = dict[str, float]
 
 
@@ -96,62 +97,59 @@ class _Stretch:
     def __init__(self, runs: list[Run], splits: Splits, trainer: TrainerConfig, device: torch.device, observer: Observer):
         self.runs, self.splits, self.trainer, self.device, self.observer = runs, splits, trainer, device, observer
         self.cohort = Cohort([run.system for run in runs], device, trainer.compile)
-        self.optimizer = CohortOptimizer(self.cohort.parameters, [(run.optimizer, run.scheduler) for run in runs])
+        self.optimizer = CohortOptimizer(self.cohort.blocks, self.cohort.layout, [(run.optimizer, run.scheduler) for run in runs])
         for index, run in enumerate(runs):
             if run.state:
                 self.cohort.load_run_state(index, run.state)
                 self.optimizer.load_run_state(index, run.optimizer_state)
         limits = [math.inf if run.clip_grad_norm is None else run.clip_grad_norm for run in runs]
         self.max_norms = torch.tensor(limits, device=device) if any(map(math.isfinite, limits)) else None
+        shapes = runs[0].system.noise_shapes()
+        self.feed = Feed([run.seed for run in runs], shapes, splits, trainer.batch_size, device)
         self.num_images = len(splits.train)
-        self.steps = steps_per_epoch(self.num_images, trainer.batch_size)
-        self.check_every = 1 if device.type == "cpu" else NOISE_CHUNK  # a check waits for the device
         self.sum_dtype = torch.float32 if device.type == "mps" else torch.float64
         self.checkpoint_at = time.monotonic() + trainer.checkpoint_seconds
-        self.val_noise = {} if splits.val is None else self._noise(len(splits.val), "evaluation")
+        self.val_noise = {} if splits.val is None else self.feed.noise(len(splits.val), "evaluation")
 
+    @torch.no_grad()
     def train_epoch(self) -> None:
         """Train to the end of the epoch, or until interrupted or nobody is left."""
-        runs, batch_size = self.runs, self.trainer.batch_size
-        epoch, first = runs[0].epoch, runs[0].step - runs[0].epoch * self.steps
-        order = self._order(epoch)
+        runs, last = self.runs, self.feed.num_steps - 1
         names = list(runs[0].sums)
         sums = torch.tensor([list(run.sums.values()) for run in runs], dtype=self.sum_dtype, device=self.device).T
         step = torch.tensor(runs[0].step, device=self.device)
-        bad_step = torch.full((len(runs),), -1, device=self.device)
-        noise: Noise = {}
-        for position in range(first, self.steps):
-            chunk, offset = divmod(position, NOISE_CHUNK)
-            if offset == 0 or position == first:
-                noise = self._noise(NOISE_CHUNK * batch_size, "noise", epoch, chunk)
-            index = order[:, position * batch_size : (position + 1) * batch_size]
-            draws = {name: draw[:, offset * batch_size :][:, : index.shape[1]] for name, draw in noise.items()}
-            batch = self._batch(index, epoch, position)
-            terms, gradients = self.cohort.gradients(batch, draws, step, self._autocast)
-            norms = gradient_norms(gradients)
-            step_sums = torch.stack(list(terms.values())).sum(-1, dtype=self.sum_dtype)
-            last = position + 1 == self.steps
-            health = norms + step_sums[0]
-            if self.check_every > 1 or not math.isfinite(float(health.sum())):  # where asking is cheap, ask first
-                bad_step = torch.where((bad_step < 0) & ~torch.isfinite(health), step, bad_step)
-                if ((position + 1) % self.check_every == 0 or last) and self._fail(bad_step, terms, norms, index):
+        health = Health(len(runs), self.device)
+        for position, index, batch, noise in self.feed.epoch(runs[0].epoch, runs[0].step - runs[0].epoch * (last + 1)):
+            with self._autocast():
+                terms = self.cohort.terms(batch, noise, step, gradients=True)
+            step_sums = torch.stack(list(terms.values())).sum(-1, dtype=self.sum_dtype).view(-1, len(runs))
+            seen = Evidence(runs[0].step, index, terms)
+            if self._fail(health.bad_losses(seen, step_sums)):
+                return
+            seen.gradients = self.cohort.backward(terms)
+            if self.max_norms is not None or position == last or not health.immediate:
+                norms = gradient_norms(seen.gradients)
+                due = (position + 1) % NOISE_CHUNK == 0 or position == last
+                if self._fail(health.bad_gradients(norms, due)):
                     return
-            if self.max_norms is not None:
-                clip_gradients(gradients, norms, self.max_norms)
-            self.optimizer.step(gradients, runs[0].step)
+                if self.max_norms is not None:
+                    clip_gradients(seen.gradients, norms, self.max_norms)
+            self.optimizer.step(seen.gradients, runs[0].step)
             sums = sums + step_sums if names else step_sums
             names = names or list(terms)
             step += 1
             for run in runs:
                 run.step += 1
-            seen = min((position + 1) * batch_size, self.num_images)
-            self.observer.on_step(runs, partial(_columns, names, sums / seen))
-            if not last and self.observer.should_stop():
-                for run, columns in zip(runs, _columns(names, sums), strict=True):
+            num_seen = min((position + 1) * self.trainer.batch_size, self.num_images)
+            self.observer.on_step(runs, partial(_means, names, sums, num_seen))
+            if position < last and self.observer.should_stop():
+                if self._fail(health.bad_gradients(gradient_norms(seen.gradients), True)):
+                    return
+                for run, columns in zip(runs, _means(names, sums, 1), strict=True):
                     run.sums = columns
                 self._hand_over(runs)
                 return
-        self._end_epoch(_columns(names, sums / self.num_images))
+        self._end_epoch(_means(names, sums, self.num_images))
 
     def _end_epoch(self, train: list[Metrics]) -> None:
         lr_factors = [run.scheduler.factor(run.step - 1) for run in self.runs]
@@ -186,29 +184,15 @@ class _Stretch:
                 run.state, run.optimizer_state = self.cohort.run_state(index), self.optimizer.run_state(index)
                 self.observer.on_state(run)
 
-    def _fail(self, bad_step: Tensor, terms: Terms, norms: Tensor, index: Tensor) -> bool:
+    def _fail(self, culprits: dict[int, Evidence]) -> bool:
         """Mark the runs that turned non-finite; true if none is left."""
-        if not bool((bad_step >= 0).any()):
-            return False
-        for number, run in enumerate(self.runs):
-            step = int(bad_step[number])
-            if step >= 0 and run.status == "running":
-                run.status, run.failure = "failed", self._failure(run, number, step, terms, norms, index)
+        for number, evidence in culprits.items():
+            run = self.runs[number]
+            if run.status == "running":
+                run.status, run.failure = "failed", _failure(run, number, evidence)
                 run.error = _describe_failure(run.name, run.failure)
                 self.observer.on_state(run)
-        return all(run.status == "failed" for run in self.runs)
-
-    def _failure(self, run: Run, number: int, step: int, terms: Terms, norms: Tensor, index: Tensor) -> dict[str, Any]:
-        weight = run.system.objective.kl_weight()
-        values = {name: float(term[number].mean()) for name, term in terms.items()}
-        return {
-            "step": step,
-            "epoch": run.epoch + 1,
-            "terms": values | {"gradient norm": float(norms[number])},
-            "lr": run.optimizer.config.lr * run.scheduler.factor(step),
-            "beta": None if weight is None else float(weight),
-            "images": index[number].tolist(),
-        }
+        return bool(culprits) and all(run.status == "failed" for run in self.runs)
 
     def _validate(self) -> list[Metrics]:
         """Mean terms over the validation images; the same noise in every epoch."""
@@ -221,39 +205,30 @@ class _Stretch:
         names: list[str] = []
         for start in range(0, len(val), size):
             here = slice(start, start + size)
-            noise = {name: draw[:, start : start + size] for name, draw in self.val_noise.items()}
+            noise = {name: draw.narrow(self.feed.axis, start, min(size, len(val) - start)) for name, draw in self.val_noise.items()}
             with self._autocast():
                 terms = self.cohort.terms(Batch(to_float(val.x[here]), None if val.y is None else val.y[here]), noise, step)
-            names, part_sums = list(terms), torch.stack(list(terms.values())).sum(-1, dtype=self.sum_dtype)
+            names, part_sums = list(terms), torch.stack(list(terms.values())).sum(-1, dtype=self.sum_dtype).view(-1, len(self.runs))
             sums = part_sums if sums is None else sums + part_sums
         assert sums is not None
-        return _columns(names, sums / len(val))
-
-    def _order(self, epoch: int) -> Tensor:
-        orders = [torch.randperm(self.num_images, generator=rng.generator(run.seed, "order", epoch)) for run in self.runs]
-        return torch.stack(orders).to(self.device)
-
-    def _noise(self, num_images: int, purpose: str, *position: int) -> Noise:
-        """Each run's own standard normal noise for `num_images` images, [R, num_images, ...]."""
-        generators = [rng.generator(run.seed, purpose, *position, device=self.device) for run in self.runs]
-        return {
-            name: torch.stack([torch.randn(num_images, *shape, generator=g, device=self.device) for g in generators])
-            for name, shape in sorted(self.runs[0].system.noise_shapes().items())
-        }
-
-    def _batch(self, index: Tensor, epoch: int, position: int) -> Batch:
-        """The images of each run's `index` [R, B], as [R, B, C, H, W] in [0, 1]."""
-        train = self.splits.train
-        x = train.x[index]
-        if self.splits.dynamic:
-            generators = [rng.generator(run.seed, "binarize", epoch, position, device=self.device) for run in self.runs]
-            x = torch.stack([bernoulli_pixels(grey, draws) for grey, draws in zip(x, generators, strict=True)])
-        return Batch(to_float(x), None if train.y is None else train.y[index])
+        return _means(names, sums, len(val))
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self.trainer.precision is Precision.fp32:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+
+def _failure(run: Run, number: int, evidence: Evidence) -> dict[str, Any]:
+    weight = run.system.objective.kl_weight()
+    return {
+        "step": evidence.step,
+        "epoch": run.epoch + 1,
+        "terms": evidence.values(number),
+        "lr": run.optimizer.config.lr * run.scheduler.factor(evidence.step),
+        "beta": None if weight is None else float(weight),
+        "images": evidence.index[number].tolist(),
+    }
 
 
 def _describe_failure(name: str, failure: dict[str, Any]) -> str:
@@ -267,11 +242,6 @@ def _describe_failure(name: str, failure: dict[str, Any]) -> str:
     )
 
 
-def to_float(x: UInt8[Tensor, "*batch C H W"]) -> Float[Tensor, "*batch C H W"]:
-    """Pixels from 0..255 to [0, 1]."""
-    return x.to(torch.float32).mul_(1 / 255)
-
-
-def _columns(names: list[str], values: Float[Tensor, "T R"]) -> list[Metrics]:
+def _means(names: list[str], sums: Float[Tensor, "T R"], num_images: int) -> list[Metrics]:
     """One dict of numbers per run: the only copy from device to host."""
-    return [dict(zip(names, column, strict=True)) for column in values.T.tolist()]
+    return [dict(zip(names, column, strict=True)) for column in (sums / num_images).T.tolist()]

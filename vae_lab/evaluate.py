@@ -11,8 +11,9 @@ from torch.distributions import Independent, Normal, kl_divergence
 from vae_lab import rng
 from vae_lab.config import EvaluationConfig
 from vae_lab.data import Images
+from vae_lab.data.base import to_float
 from vae_lab.distributions import reparameterize
-from vae_lab.engine import Run, to_float
+from vae_lab.engine import Run
 from vae_lab.models import LatentVariableModel
 from vae_lab.objectives.base import Batch
 from vae_lab.system import System

@@ -17,7 +17,7 @@ from PIL.Image import Image
 from vae_lab import rng
 from vae_lab.config import EvaluationConfig
 from vae_lab.data import Images
-from vae_lab.engine import to_float
+from vae_lab.data.base import to_float
 from vae_lab.evaluate import Latents
 from vae_lab.models import LatentVariableModel
 from vae_lab.pictures import INK, grid, picture

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from vae_lab.blocks import Block, Layout
 from vae_lab.config import bounded
 from vae_lab.registry import register
 from vae_lab.schedulers import Scheduler
@@ -83,62 +84,71 @@ class RMSprop(Optimizer):
 
 
 class CohortOptimizer:
-    """One torch optimiser over stacked parameters [R, ...], with a parameter group per distinct setting.
+    """One torch optimiser over the blocks [R, P] of a cohort, with a parameter group per distinct setting.
 
-    Runs must be ordered so that equal settings stand together: a group then holds contiguous slices of each leaf, as
-    detached views that share its storage.
+    All kinds here treat each number by itself, so that a block may hold several tensors. Runs must be ordered so that equal
+    settings stand together: a group then holds contiguous rows of each block, as detached views that share its storage.
     """
 
-    def __init__(self, parameters: dict[str, Tensor], runs: Sequence[tuple[Optimizer, Scheduler]]):
-        self.names = list(parameters)
-        self.slices: list[slice] = []
+    def __init__(self, blocks: Sequence[Block], layout: Layout, runs: Sequence[tuple[Optimizer, Scheduler]]):
+        self.layout = layout
+        self.rows: list[slice] = []
         groups = []
         for _, members in groupby(enumerate(runs), key=lambda item: _setting(*item[1])):
             indices = [index for index, _ in members]
-            runs_of_group = slice(indices[0], indices[-1] + 1)
+            rows = slice(indices[0], indices[-1] + 1)
             optimizer, scheduler = runs[indices[0]]
-            views = [leaf.detach()[runs_of_group] for leaf in parameters.values()]
-            groups.append({"params": views, **optimizer.options(), "scheduler": scheduler})
-            self.slices.append(runs_of_group)
+            groups.append({"params": [block.detach()[rows] for block in blocks], **optimizer.options(), "scheduler": scheduler})
+            self.rows.append(rows)
         kind = runs[0][0].kind
-        on_mps = any(leaf.device.type == "mps" for leaf in parameters.values())
-        options: dict[str, Any] = {} if on_mps or kind is torch.optim.RMSprop else {"fused": True}
+        options: dict[str, Any] = {} if blocks[0].device.type == "mps" or kind is torch.optim.RMSprop else {"fused": True}
         self.bare_step = _without_compiler(kind)
         self.torch = kind(groups, **options)
         self.base_lrs = [group["lr"] for group in groups]
 
-    def step(self, gradients: Sequence[Tensor], step: int) -> None:
-        """Update every run from its gradients [R, ...], at its own learning rate and schedule."""
-        for group, runs, base_lr in zip(self.torch.param_groups, self.slices, self.base_lrs, strict=True):
+    def step(self, gradients: Sequence[Block], step: int) -> None:
+        """Update every run, at its own learning rate and schedule."""
+        for group, rows, base_lr in zip(self.torch.param_groups, self.rows, self.base_lrs, strict=True):
             group["lr"] = base_lr * group["scheduler"].factor(step)
             for view, gradient in zip(group["params"], gradients, strict=True):
-                view.grad = gradient if len(self.slices) == 1 else gradient[runs]
+                view.grad = gradient if len(self.rows) == 1 else gradient[rows]
         with torch.no_grad():
             self.bare_step(self.torch)
 
     def run_state(self, index: int) -> State:
         """A copy of one run's optimiser state, by parameter name; empty before the first step."""
-        group, offset = self._locate(index)
-        states = {name: self.torch.state.get(view, {}) for name, view in zip(self.names, group["params"], strict=True)}
-        return {
-            name: {key: _of_run(key, value, offset).clone() for key, value in state.items() if isinstance(value, Tensor)}
-            for name, state in states.items()
-        }
+        views, offset = self._locate(index)
+        states: State = {name: {} for name in self.layout.leaves(views)}
+        for key, value in self.torch.state.get(views[0], {}).items():
+            if not isinstance(value, Tensor):
+                continue
+            values = [self.torch.state[view][key] for view in views]
+            parts = dict.fromkeys(states, value) if key in SHARED else self.layout.leaves([value[offset] for value in values])
+            for name, part in parts.items():
+                states[name][key] = part.clone()
+        return states
 
     def load_run_state(self, index: int, saved: State) -> None:
         """Overwrite one run's optimiser state."""
-        group, offset = self._locate(index)
-        for name, view in zip(self.names, group["params"], strict=True):
-            state = self.torch.state[view]
-            for key, value in saved.get(name, {}).items():
-                if key not in state:
-                    state[key] = torch.zeros_like(value if key in SHARED else view, dtype=value.dtype)
-                _of_run(key, state[key], offset).copy_(value)
+        views, offset = self._locate(index)
+        for key, value in next(iter(saved.values()), {}).items():
+            for view in views:
+                if key not in self.torch.state[view]:
+                    like = value if key in SHARED else view
+                    self.torch.state[view][key] = torch.zeros_like(like, dtype=value.dtype)
+            here = [self.torch.state[view][key] for view in views]
+            if key in SHARED:
+                for shared in here:
+                    shared.copy_(value)
+            else:
+                for name, part in self.layout.leaves([rows[offset] for rows in here]).items():
+                    part.copy_(saved[name][key])
 
-    def _locate(self, index: int) -> tuple[dict[str, Any], int]:
-        for group, runs in zip(self.torch.param_groups, self.slices, strict=True):
-            if runs.start <= index < runs.stop:
-                return group, index - runs.start
+    def _locate(self, index: int) -> tuple[list[Tensor], int]:
+        """The views that hold a run, and its row there."""
+        for group, rows in zip(self.torch.param_groups, self.rows, strict=True):
+            if rows.start <= index < rows.stop:
+                return group["params"], index - rows.start
         raise IndexError(index)
 
 
@@ -155,10 +165,6 @@ def _without_compiler(kind: type[torch.optim.Optimizer]) -> Callable[[torch.opti
 
 
 SHARED = frozenset({"step"})  # optimiser state that is one number for all runs of a group
-
-
-def _of_run(key: str, value: Tensor, offset: int) -> Tensor:
-    return value if key in SHARED else value[offset]
 
 
 def _setting(optimizer: Optimizer, scheduler: Scheduler) -> tuple[Any, Any]:

@@ -1,5 +1,6 @@
 """One run's mathematics as a single pure function, and how it is built from a config."""
 
+import math
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ class System(nn.Module):
     def forward(self, batch: Batch, noise: Noise, step: Int[Tensor, ""]) -> Terms:
         """Named terms [B] in nats per image, with 'sse' where the likelihood is Gaussian; 'loss' is minimised."""
         terms = self.objective(self.model, batch, noise, step)
-        sse = self.model.loss.squared_error(terms["nll"], batch.x[0].numel())
+        sse = self.model.loss.squared_error(terms["nll"], math.prod(batch.x.shape[1:]))
         return terms if sse is None else terms | {"sse": sse}
 
     def beta_eff(self) -> float | None:

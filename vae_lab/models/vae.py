@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from vae_lab.config import bounded
-from vae_lab.distributions import diag_normal
+from vae_lab.distributions import StandardNormal, diag_normal
 from vae_lab.losses import Likelihood
 from vae_lab.models.base import LatentVariableModel
 from vae_lab.networks import Network
@@ -26,7 +26,6 @@ class VAE(LatentVariableModel):
 
     deterministic = False
     prior_mu: Tensor
-    prior_logvar: Tensor
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -41,11 +40,10 @@ class VAE(LatentVariableModel):
         self.decoder = network.decoder(config.latent_dim)
         self.loss = loss
         self.register_buffer("prior_mu", torch.zeros(config.latent_dim))
-        self.register_buffer("prior_logvar", torch.zeros(config.latent_dim))
 
     def posterior(self, x: Float[Tensor, "B C H W"]) -> Distribution:
         mu, logvar = self.encoder(x).float().chunk(2, dim=-1)
         return diag_normal(mu, logvar)
 
     def prior(self) -> Distribution:
-        return diag_normal(self.prior_mu, self.prior_logvar)
+        return StandardNormal(self.prior_mu)

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vae_lab.config import bounded
-from vae_lab.distributions import kl, reparameterize
+from vae_lab.distributions import kl, nll, reparameterize
 from vae_lab.models import LatentVariableModel
 from vae_lab.objectives.base import Batch, Noise, Objective, Terms
 from vae_lab.registry import register
@@ -37,9 +37,9 @@ class ELBO(Objective[LatentVariableModel]):
     def forward(self, model: LatentVariableModel, batch: Batch, noise: Noise, step: Int[Tensor, ""]) -> Terms:
         q = model.posterior(batch.x)
         z = reparameterize(q, noise["eps"])
-        nll = -model.likelihood(z).log_prob(batch.x)
+        distortion = nll(model.likelihood(z), batch.x)
         rate = kl(q, model.prior(), z)
-        return {"loss": nll + self.beta * rate, "nll": nll, "kl": rate}
+        return {"loss": distortion + self.beta * rate, "nll": distortion, "kl": rate}
 
     def kl_weight(self) -> Float[Tensor, ""] | None:
         return self.beta

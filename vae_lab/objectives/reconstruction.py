@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vae_lab.distributions import reparameterize
+from vae_lab.distributions import nll, reparameterize
 from vae_lab.models import Autoencoder
 from vae_lab.objectives.base import Batch, Noise, Objective, Terms
 from vae_lab.registry import register
@@ -26,8 +26,8 @@ class Reconstruction(Objective[Autoencoder]):
 
     def forward(self, model: Autoencoder, batch: Batch, noise: Noise, step: Int[Tensor, ""]) -> Terms:
         z = reparameterize(model.posterior(batch.x), noise.get("eps"))
-        nll = -model.likelihood(z).log_prob(batch.x)
-        return {"loss": nll, "nll": nll}
+        distortion = nll(model.likelihood(z), batch.x)
+        return {"loss": distortion, "nll": distortion}
 
     def kl_weight(self) -> Float[Tensor, ""] | None:
         return None
