@@ -1,97 +1,77 @@
-"""An epoch of the engine beside one of a careful plain PyTorch loop, in turns: python benchmarks/epoch.py."""
+"""An epoch of the engine beside those of other loops, in turns: python benchmarks/epoch.py [--turns 5] [--only 'plain loop' ...].
+
+pythae and Lightning take part where they are installed: pip install -r benchmarks/requirements.txt
+"""
 
 import argparse
+import math
 import statistics
-import time
-from collections.abc import Callable
+import sys
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from torch import nn
+from contenders import CONTENDERS, installed
+from turns import Worker, take_turns
 
-from vae_lab.config import TrainerConfig, to_plain, typed
-from vae_lab.data import load
-from vae_lab.engine import fit
-from vae_lab.entry import compose_checked
-from vae_lab.job import make_run
+TOLERANCE = 0.3  # nats by which a training loss may differ from the mean of all after equally many epochs
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is trained, how many images an epoch has, and how many epochs a turn."""
+
+    overrides: list[str]
+    num_images: int
+    epochs: int
+    without: tuple[str, ...] = ()
+
 
 SETTINGS = {
-    "784-400-20, MNIST": ["data=mnist", "data.val_size=0", "size=medium"],
-    "64-64-2, digits": ["data.val_size=0", "size=tiny"],
+    "784-400-20, MNIST": Setting(["data=mnist", "data.val_size=0", "size=medium"], 60_000, 1),
+    "64-64-2, digits": Setting(["data.val_size=0", "size=tiny"], 1437, 20, ("floor, oneDNN",)),
+    "conv 32-64-400-20, MNIST": Setting(
+        ["data=mnist", "data.val_size=0", "size=medium", "network=conv"], 60_000, 1, ("floor, oneDNN", "engine, compiled")
+    ),
 }
 
 
-class Silent:
-    """An observer that keeps nothing but the last training loss."""
-
-    loss = 0.0
-
-    def on_step(self, runs: object, means: object) -> None:
-        pass
-
-    def on_epoch(self, run: object, metrics: dict[str, float]) -> None:
-        self.loss = metrics["train/loss"]
-
-    def on_state(self, run: object) -> None:
-        pass
-
-    def should_stop(self) -> bool:
-        return False
-
-
-def engine(cfg: dict) -> tuple[float, float]:
-    """Seconds an epoch, and the loss of the last one."""
-    splits = load(cfg["data"])
-    run, observer = make_run(cfg, splits), Silent()
-    start = time.perf_counter()
-    fit([run], splits, typed(TrainerConfig, cfg["trainer"], "trainer"), torch.device("cpu"), observer)
-    return (time.perf_counter() - start) / run.epoch, observer.loss
+def table(name: str, setting: Setting, turns: int, names: list[str]) -> bool:
+    """Print one setting's table; false if a loss is far from the others'."""
+    workers = [Worker(each, setting.overrides, setting.epochs) for each in names if each not in setting.without]
+    take_turns(workers, turns)
+    seconds = {worker.name: statistics.median(worker.seconds) for worker in workers}
+    print(f"\n**{name}**\n")
+    print("| loop | s an epoch | images/s | engine / it | it / floor | peak memory, MiB | loss, epoch "
+          f"{setting.epochs * (turns + 1)} |\n|---|---|---|---|---|---|---|")  # fmt: skip
+    for worker in workers:
+        own = seconds[worker.name]
+        loss = "" if math.isnan(worker.loss) else f"{worker.loss:.2f}"
+        print(
+            f"| {worker.name} | {own:.4f} | {setting.num_images / own:,.0f} | {seconds['engine'] / own:.2f} "
+            f"| {own / seconds['floor']:.2f} | {worker.peak_mib:,.0f} | {loss} |"
+        )
+    losses = {worker.name: worker.loss for worker in workers if not math.isnan(worker.loss)}
+    mean = statistics.fmean(losses.values())
+    differing = [each for each, loss in losses.items() if abs(loss - mean) > TOLERANCE]
+    verdict = f"{', '.join(differing)} differ" if differing else "the same"
+    print(f"\nLosses: {verdict}, to {TOLERANCE} nat of their mean {mean:.2f}.", flush=True)
+    return not differing
 
 
-def plain(cfg: dict) -> tuple[float, float]:
-    """The same model as one would write it by hand: resident images, logits, fused Adam, no library."""
-    images = load(cfg["data"]).train.x.flatten(1)
-    hidden, latent, batch = cfg["hidden_dims"][0], cfg["latent_dim"], cfg["trainer"]["batch_size"]
-    pixels = images.shape[1]
-    torch.manual_seed(0)
-    encoder = nn.Sequential(nn.Linear(pixels, hidden), nn.ReLU(), nn.Linear(hidden, 2 * latent))
-    decoder = nn.Sequential(nn.Linear(latent, hidden), nn.ReLU(), nn.Linear(hidden, pixels))
-    optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=1e-3, fused=True)
-    start, total = time.perf_counter(), 0.0
-    for _ in range(cfg["trainer"]["epochs"]):
-        order, total = torch.randperm(len(images)), 0.0
-        for first in range(0, len(images), batch):
-            x = images[order[first : first + batch]].float().div_(255)
-            mu, logvar = encoder(x).chunk(2, dim=1)
-            z = mu + torch.exp(0.5 * logvar) * torch.randn_like(mu)
-            nll = F.binary_cross_entropy_with_logits(decoder(z), x, reduction="sum")
-            kl = -0.5 * (1 + logvar - mu.square() - logvar.exp()).sum()
-            loss = (nll + kl) / len(x)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            total += loss.item() * len(x)
-    return (time.perf_counter() - start) / cfg["trainer"]["epochs"], total / len(images)
-
-
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def main() -> int:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=5)
-    turns = parser.parse_args().turns
-    print("| setting | engine, s an epoch | plain loop | ratio | loss, engine | loss, plain |\n|---|---|---|---|---|---|")
-    for name, overrides in SETTINGS.items():
-        cfg = to_plain(compose_checked([*overrides, f"trainer.epochs={2 if 'MNIST' in name else 100}", "device=cpu"])[0])
-        rows: dict[Callable, list[tuple[float, float]]] = {engine: [], plain: []}
-        engine(cfg | {"trainer": cfg["trainer"] | {"epochs": 1}})  # warm up
-        for _ in range(turns):
-            for function, results in rows.items():
-                results.append(function(cfg))
-        ours, theirs = (statistics.median(seconds for seconds, _ in results) for results in rows.values())
-        losses = [results[-1][1] for results in rows.values()]
-        print(f"| {name} | {ours:.4f} | {theirs:.4f} | {ours / theirs:.2f} | {losses[0]:.2f} | {losses[1]:.2f} |")
-    print(f"\ntorch {torch.__version__}, {torch.get_num_threads()} threads, medians of {turns} turns")
+    parser.add_argument("--only", nargs="+", choices=CONTENDERS, help="besides engine and floor")
+    parser.add_argument("--setting", choices=SETTINGS, help="one of the settings instead of all")
+    arguments = parser.parse_args()
+    chosen = {"engine", "floor", *arguments.only} if arguments.only else set(CONTENDERS)
+    names = [name for name in CONTENDERS if name in chosen and installed(name)]
+    settings = [arguments.setting] if arguments.setting else list(SETTINGS)
+    same = [table(name, SETTINGS[name], arguments.turns, names) for name in settings]
+    print(f"\ntorch {torch.__version__}, {torch.get_num_threads()} threads, medians of {arguments.turns} turns")
+    return 0 if all(same) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

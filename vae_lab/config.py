@@ -29,9 +29,10 @@ class Device(Enum):
 
 
 class Precision(Enum):
-    """Full single precision, or bfloat16 autocast with single-precision parameters."""
+    """Single precision; on CUDA with TensorFloat-32 products; or bfloat16 autocast with single-precision parameters."""
 
     fp32 = "fp32"
+    tf32 = "tf32"
     bf16 = "bf16"
 
 

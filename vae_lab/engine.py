@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vae_lab.arithmetic import arithmetic
 from vae_lab.blocks import State
 from vae_lab.cohort import Cohort, clip_gradients, gradient_norms
 from vae_lab.config import Precision, TrainerConfig
@@ -83,12 +84,14 @@ def fit(runs: Sequence[Run], splits: Splits, trainer: TrainerConfig, device: tor
     """Train all runs, which must be stackable and stand at the same step, until each has a final status."""
     splits = splits.to(device)
     runs = sorted(runs, key=lambda run: setting_order(run.optimizer, run.scheduler))
-    while active := [run for run in runs if run.status == "running"]:
-        stretch = _Stretch(active, splits, trainer, device, observer)
-        while all(run.status == "running" for run in active):
-            stretch.train_epoch()
-            if observer.should_stop():
-                return
+    widest = max((parameter.numel() for parameter in runs[0].system.parameters() if parameter.dim() == 2), default=0)
+    with arithmetic(trainer.precision, device, float(trainer.batch_size * widest)):
+        while active := [run for run in runs if run.status == "running"]:
+            stretch = _Stretch(active, splits, trainer, device, observer)
+            while all(run.status == "running" for run in active):
+                stretch.train_epoch()
+                if observer.should_stop():
+                    return
 
 
 class _Stretch:
@@ -214,7 +217,7 @@ class _Stretch:
         return _means(names, sums, len(val))
 
     def _autocast(self) -> AbstractContextManager[object]:
-        if self.trainer.precision is Precision.fp32:
+        if self.trainer.precision is not Precision.bf16:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 

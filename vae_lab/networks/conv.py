@@ -9,7 +9,6 @@ from torch import nn
 from vae_lab.config import bounded
 from vae_lab.errors import ConfigError
 from vae_lab.networks.base import ACTIVATIONS, Activation, ImageShape, Network
-from vae_lab.networks.linear import Linear
 from vae_lab.networks.mlp import dense_stack
 from vae_lab.registry import register
 
@@ -55,7 +54,7 @@ class Conv(Network):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), *self._normalised(after)]
         sizes = [self._flat_features(), *config.hidden_dims]
         dense = dense_stack(sizes, ACTIVATIONS[config.activation], layer_norm=False)
-        return nn.Sequential(*layers, nn.Flatten(), *dense, Linear(sizes[-1], out_features))
+        return nn.Sequential(*layers, nn.Flatten(), *dense, nn.Linear(sizes[-1], out_features))
 
     def decoder(self, in_features: int) -> nn.Module:
         config = self.config

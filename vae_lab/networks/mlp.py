@@ -8,7 +8,6 @@ from torch import nn
 
 from vae_lab.config import bounded
 from vae_lab.networks.base import ACTIVATIONS, Activation, ImageShape, Network
-from vae_lab.networks.linear import Linear
 from vae_lab.registry import register
 
 
@@ -16,7 +15,7 @@ def dense_stack(sizes: list[int], activation: type[nn.Module], layer_norm: bool)
     """Linear layers through `sizes`, each followed by an optional LayerNorm and the activation."""
     layers: list[nn.Module] = []
     for before, after in pairwise(sizes):
-        layers += [Linear(before, after), *([nn.LayerNorm(after)] if layer_norm else []), activation()]
+        layers += [nn.Linear(before, after), *([nn.LayerNorm(after)] if layer_norm else []), activation()]
     return layers
 
 
@@ -37,7 +36,7 @@ class MLP(Network):
 
     def _stack(self, sizes: list[int], out_features: int) -> list[nn.Module]:
         hidden = dense_stack(sizes, ACTIVATIONS[self.config.activation], self.config.layer_norm)
-        return [*hidden, Linear(sizes[-1], out_features)]
+        return [*hidden, nn.Linear(sizes[-1], out_features)]
 
     def encoder(self, out_features: int) -> nn.Module:
         sizes = [math.prod(self.image_shape), *self.config.hidden_dims]

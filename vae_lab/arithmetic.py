@@ -1,0 +1,69 @@
+"""Which library multiplies matrices, and how precisely."""
+
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vae_lab.config import Precision
+
+LARGE = 2**22  # multiply-adds of a product from which on oneDNN is the faster library: 2 to 4 million
+
+
+@contextmanager
+def arithmetic(precision: Precision, device: torch.device, multiply_adds: float) -> Iterator[None]:
+    """Single-precision products as `precision` says, by the library that is fastest for products of `multiply_adds`.
+
+    On CUDA, fp32 is IEEE single precision also in convolutions, where torch prefers TensorFloat-32; tf32 is that everywhere.
+    On x86 torch multiplies with MKL, which leaves AVX-512 unused on AMD processors: on 2 cores of an EPYC the products of
+    784-400-20 run at 190 GFLOP/s, with oneDNN at 400 (LOG.md).
+    """
+    products, convolutions, onednn = torch.backends.cuda.matmul, _cudnn_convolutions(), _onednn_products()
+    before = products.fp32_precision, convolutions.fp32_precision, onednn.fp32_precision
+    try:
+        products.fp32_precision = convolutions.fp32_precision = "tf32" if precision is Precision.tf32 else "ieee"
+        if device.type == "cpu" and multiply_adds >= LARGE and onednn_is_faster():
+            onednn.fp32_precision = "bf16"
+        yield
+    finally:
+        products.fp32_precision, convolutions.fp32_precision, onednn.fp32_precision = before
+
+
+@cache
+def onednn_is_faster() -> bool:
+    """Whether this is an AMD processor with AVX-512 on which oneDNN stays exact: a fixed answer for a machine, as runs repeat.
+
+    torch asks oneDNN for single-precision products only where they may be computed in bfloat16. Without matrix units for that,
+    oneDNN has none faster than its exact ones, and uses those; that it does is measured here, not believed.
+    """
+    described = Path("/proc/cpuinfo")
+    processor = described.read_text() if described.exists() else platform.processor()
+    if "AuthenticAMD" not in processor or torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return False
+    onednn, draws = _onednn_products(), torch.Generator().manual_seed(0)
+    before = onednn.fp32_precision
+    try:
+        onednn.fp32_precision = "bf16"
+        return all(_error(*sizes, draws) < 1e-5 for sizes in ((128, 784, 400), (784, 128, 400), (16, 256, 2048)))
+    finally:
+        onednn.fp32_precision = before
+
+
+def _cudnn_convolutions() -> Any:
+    return torch.backends.cudnn.conv  # type: ignore[attr-defined]
+
+
+def _onednn_products() -> Any:
+    return torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+
+
+def _error(rows: int, inner: int, columns: int, draws: torch.Generator) -> float:
+    """The largest error of products of normal numbers, plain and transposed; about 1e-6 in single precision, 1e-2 in bfloat16."""
+    a, b = torch.randn(rows, inner, generator=draws), torch.randn(inner, columns, generator=draws)
+    exact = a.double() @ b.double()
+    found = (a @ b, a.t().contiguous().t() @ b, a @ b.t().contiguous().t(), (a[None] @ b[None])[0])
+    return max(float((product - exact).abs().max() / inner**0.5) for product in found)
