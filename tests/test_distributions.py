@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributions import Categorical, Independent, Laplace, MixtureSameFamily, Normal, kl_divergence
 
-from vae_lab.distributions import Delta, bernoulli, diag_normal, gaussian, kl, reparameterize
+from vae_lab.distributions import Delta, StandardNormal, bernoulli, diag_normal, gaussian, kl, nll, reparameterize
 
 
 @pytest.fixture
@@ -81,3 +81,26 @@ def test_gaussian_density() -> None:
     mean, x, variance = torch.randn(4, 1, 8, 8, generator=g), torch.rand(4, 1, 8, 8, generator=g), torch.tensor(0.3)
     expected = -((x - mean) ** 2).flatten(1).sum(1) / 0.6 - 32 * math.log(2 * math.pi * 0.3)
     torch.testing.assert_close(gaussian(mean, variance).log_prob(x), expected)
+
+
+def test_the_standard_normal_is_a_normal_with_half_the_work(q: Independent, p: Independent) -> None:
+    standard = StandardNormal(torch.zeros(3))
+    torch.testing.assert_close(kl(q, standard, q.mean), kl(q, p, q.mean))
+    torch.testing.assert_close(kl(q, standard, q.mean), kl_divergence(q.base_dist, p.base_dist).sum(-1))
+    torch.testing.assert_close(standard.log_prob(q.mean), p.log_prob(q.mean))
+    assert torch.equal(standard.stddev, torch.ones(3))
+
+
+def test_nll_is_the_negative_log_probability() -> None:
+    g = torch.Generator().manual_seed(0)
+    logits, x = torch.randn(4, 1, 8, 8, generator=g), torch.rand(4, 1, 8, 8, generator=g)
+    for px in (bernoulli(logits), gaussian(logits, torch.tensor(0.5))):
+        torch.testing.assert_close(nll(px, x), -px.log_prob(x))
+
+
+def test_they_can_be_expanded_and_broadcast(q: Independent) -> None:
+    g = torch.Generator().manual_seed(0)
+    assert q.expand([7, 5]).sample().shape == (7, 5, 3)
+    px, x = bernoulli(torch.randn(4, 1, 8, 8, generator=g)), torch.rand(3, 1, 1, 8, 8, generator=g)
+    assert px.expand([2, 4]).mean.shape == (2, 4, 1, 8, 8)
+    torch.testing.assert_close(px.log_prob(x), Independent(px.base_dist, 3).log_prob(x))

@@ -68,7 +68,8 @@ class Cohort:
         self._small_views = [leaf[0] if self.size == 1 else leaf for leaf in leaves][: self.layout.num_small]
         self._mean: dict[torch.Size, Tensor] = {}  # weights of losses [R, B] that make their sum each run's mean
         call = self._stacked if self.size > 1 else self.template
-        self._call = torch.compile(call) if compile else call
+        mode = "reduce-overhead" if device.type == "cuda" else "default"  # CUDA graphs: one launch instead of one an operation
+        self._call = torch.compile(call, mode=mode) if compile else call
 
     def _stacked(self, batch: Batch, noise: Noise, step: Int[Tensor, ""]) -> Terms:
         """Terms [R, B] of several runs."""

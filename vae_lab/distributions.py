@@ -55,10 +55,10 @@ class BernoulliPixels(Independent):
     def base_dist(self) -> Bernoulli:
         return Bernoulli(logits=self.logits, validate_args=False)
 
-    def log_prob(self, value: Float[Tensor, "*sample C H W"]) -> Float[Tensor, "*sample"]:
+    def log_prob(self, value: Float[Tensor, "*sample C H W"]) -> Float[Tensor, "*shape"]:
         return -self.cross_entropy(value)
 
-    def cross_entropy(self, value: Float[Tensor, "*sample C H W"]) -> Float[Tensor, "*sample"]:
+    def cross_entropy(self, value: Float[Tensor, "*sample C H W"]) -> Float[Tensor, "*shape"]:
         """-log_prob, without its detour."""
         logits = self.logits
         if logits.shape != value.shape:

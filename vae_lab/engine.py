@@ -150,7 +150,7 @@ class _Stretch:
                     return
                 for run, columns in zip(runs, _means(names, sums, 1), strict=True):
                     run.sums = columns
-                self._hand_over(runs)
+                self._hand_over([run for run in runs if run.status != "failed"])
                 return
         self._end_epoch(_means(names, sums, self.num_images))
 

@@ -192,7 +192,7 @@ def _say_finished(results: dict[str, Any], folder: Path) -> NoReturn:
 def check(plain: dict[str, Any]) -> "Run":
     """Raise `ConfigError` or `DataError` for anything that would stop this config from training; returns the run it built."""
     from vae_lab import registry
-    from vae_lab.config import Device, EvaluationConfig, TrainerConfig
+    from vae_lab.config import Device, EvaluationConfig, Precision, TrainerConfig
     from vae_lab.data import load
     from vae_lab.job import choose_device, make_run
 
@@ -203,12 +203,14 @@ def check(plain: dict[str, Any]) -> "Run":
     for group, key in (("model", "latent_dim"), ("network", "hidden_dims")):
         if plain[group].get(key, plain[key]) != plain[key]:
             raise ConfigError(f"{group}.{key}={plain[group][key]} differs from {key}={plain[key]}. Set {key} alone.")
-    typed(TrainerConfig, plain["trainer"], "trainer")
+    trainer = typed(TrainerConfig, plain["trainer"], "trainer")
     typed(EvaluationConfig, plain["evaluation"], "evaluation")
     for group in REGISTERED_GROUPS:
         cls = registry.get(group, str(plain[group].get("name")))
         typed(cls.Config, plain[group], group)  # type: ignore[attr-defined]
-    choose_device(Device(plain["device"]))
+    device = choose_device(Device(plain["device"]))
+    if trainer.precision is Precision.tf32 and device.type != "cuda":
+        raise ConfigError(f"trainer.precision=tf32 is CUDA's, and this run trains on {device.type}. Use fp32 or bf16.")
     return make_run(plain, load(plain["data"]))
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from vae_lab import checkpoint, registry, resume
-from vae_lab.config import Device, EvaluationConfig, TrainerConfig, fingerprint, typed
+from vae_lab.arithmetic import arithmetic
+from vae_lab.config import Device, EvaluationConfig, Precision, TrainerConfig, fingerprint, typed
 from vae_lab.data import Splits
 from vae_lab.data.base import dataset
 from vae_lab.engine import Run, steps_per_epoch
@@ -194,7 +195,8 @@ def finish(job: Job) -> dict[str, Any]:
     system = job.run.system.to(job.device)
     system.load_state_dict(job.run.best_state)
     test_images = job.splits.test.to(job.device)
-    test, latents = evaluate(system, test_images, job.run, config)
+    with arithmetic(Precision.fp32, job.device, 0.0):
+        test, latents = evaluate(system, test_images, job.run, config)
     interrupts.check()
     figures: list[Path] = []
     if config.figures:
