@@ -104,7 +104,13 @@ def draw(found: dict[str, Any], file: Path) -> None:
         axes[row, 0].set_ylabel(label)
     for axis in axes.flat:
         axis.set_xscale("log", base=2)
-        axis.set_yscale("log")
+        low, high = axis.get_ylim()
+        if high > 8 * max(low, 0.1):
+            axis.set_yscale("log", base=2)
+        else:
+            axis.set_ylim(0, 1.1 * high)
+        axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.grid(True, which="major", lw=0.4)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0, 0].legend(frameon=False, fontsize=8)
