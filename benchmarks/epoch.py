@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from contenders import CONTENDERS, installed
-from turns import Worker, take_turns
+from turns import Worker, positive, take_turns
 
 TOLERANCE = 0.3  # nats by which a training loss may differ from the mean of all after equally many epochs
 
@@ -61,12 +61,14 @@ def table(name: str, setting: Setting, turns: int, names: list[str]) -> bool:
 def main() -> int:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--turns", type=positive, default=5)
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, help="besides engine and floor")
     parser.add_argument("--setting", choices=SETTINGS, help="one of the settings instead of all")
     arguments = parser.parse_args()
     chosen = {"engine", "floor", *arguments.only} if arguments.only else set(CONTENDERS)
     names = [name for name in CONTENDERS if name in chosen and installed(name)]
+    if absent := chosen - set(names):
+        print(f"Without {', '.join(sorted(absent))}: pip install -r benchmarks/requirements.txt", file=sys.stderr)
     settings = [arguments.setting] if arguments.setting else list(SETTINGS)
     same = [table(name, SETTINGS[name], arguments.turns, names) for name in settings]
     print(f"\ntorch {torch.__version__}, {torch.get_num_threads()} threads, medians of {arguments.turns} turns")

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from epoch import SETTINGS
-from turns import Worker, take_turns
+from turns import Worker, positive, take_turns
 
 RECORDED = Path(__file__).resolve().with_name("guard.json")
 ALLOWED = 1.25  # times the recorded ratio
@@ -27,9 +27,11 @@ def ratio(name: str, turns: int) -> float:
 def main() -> int:
     """Compare each setting's ratio with the recorded one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=9)
+    parser.add_argument("--turns", type=positive, default=9)
     parser.add_argument("--record", action="store_true", help="keep the ratios instead of comparing them")
     arguments = parser.parse_args()
+    if not arguments.record and not RECORDED.exists():
+        raise SystemExit(f"{RECORDED.name} does not exist yet: python benchmarks/guard.py --record")
     measured = {name: round(ratio(name, arguments.turns), 3) for name in SETTINGS}
     if arguments.record:
         RECORDED.write_text(json.dumps(measured, indent=2) + "\n")

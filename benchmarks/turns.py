@@ -1,5 +1,6 @@
 """Contenders in processes of their own that stay alive and train an epoch each in turn, so that noise meets all alike."""
 
+import argparse
 import json
 import os
 import resource
@@ -61,6 +62,13 @@ def take_turns(workers: list[Worker], turns: int) -> None:
     finally:
         for worker in workers:
             worker.end()
+
+
+def positive(text: str) -> int:
+    """A number of turns from a command line."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: at least 1")
+    return int(text)
 
 
 def work(name: str, epochs: int, overrides: list[str]) -> None:
