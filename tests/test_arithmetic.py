@@ -14,19 +14,27 @@ from vae_lab.config import Precision
 CPU = torch.device("cpu")
 
 
-def switches() -> tuple[str, ...]:
-    backends = torch.backends
-    found = (backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul)  # type: ignore[attr-defined]
-    return tuple(each.fp32_precision for each in found)
+def switches() -> tuple[str, bool]:
+    return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
 
 
-@pytest.mark.parametrize(("precision", "expected"), [(Precision.fp32, "ieee"), (Precision.tf32, "tf32"), (Precision.bf16, "ieee")])
-def test_switches_are_set_and_put_back(precision: Precision, expected: str) -> None:
+@pytest.mark.parametrize(
+    ("precision", "expected"),
+    [(Precision.fp32, ("highest", False)), (Precision.tf32, ("high", True)), (Precision.bf16, ("highest", False))],
+)
+def test_switches_are_set_and_put_back(precision: Precision, expected: tuple[str, bool]) -> None:
     before = switches()
     with contextlib.suppress(ZeroDivisionError), arithmetic(precision, CPU, 0.0):
-        assert switches() == (expected, expected, before[2])
+        assert switches() == expected
         raise ZeroDivisionError
     assert switches() == before
+
+
+@pytest.mark.skipif(not onednn_is_faster(), reason="oneDNN is chosen on AMD processors with AVX-512 only")
+@pytest.mark.parametrize(("multiply_adds", "expected"), [(module.LARGE, "medium"), (module.LARGE - 1, "highest")])
+def test_onednn_is_chosen_for_large_products(multiply_adds: int, expected: str) -> None:
+    with arithmetic(Precision.fp32, CPU, float(multiply_adds)):
+        assert switches()[0] == expected
 
 
 @pytest.mark.parametrize("shape", [(128, 784, 400), (37, 1000, 63), (400, 128, 20)])

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -22,43 +21,34 @@ def arithmetic(precision: Precision, device: torch.device, multiply_adds: float)
     On x86 torch multiplies with MKL, which leaves AVX-512 unused on AMD processors: on 2 cores of an EPYC the products of
     784-400-20 run at 190 GFLOP/s, with oneDNN at 400 (LOG.md).
     """
-    products, convolutions, onednn = torch.backends.cuda.matmul, _cudnn_convolutions(), _onednn_products()
-    before = products.fp32_precision, convolutions.fp32_precision, onednn.fp32_precision
+    onednn = device.type == "cpu" and multiply_adds >= LARGE and onednn_is_faster()
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     try:
-        products.fp32_precision = convolutions.fp32_precision = "tf32" if precision is Precision.tf32 else "ieee"
-        if device.type == "cpu" and multiply_adds >= LARGE and onednn_is_faster():
-            onednn.fp32_precision = "bf16"
+        torch.set_float32_matmul_precision("medium" if onednn else "high" if precision is Precision.tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = precision is Precision.tf32
         yield
     finally:
-        products.fp32_precision, convolutions.fp32_precision, onednn.fp32_precision = before
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 @cache
 def onednn_is_faster() -> bool:
     """Whether this is an AMD processor with AVX-512 on which oneDNN stays exact: a fixed answer for a machine, as runs repeat.
 
-    torch asks oneDNN for single-precision products only where they may be computed in bfloat16. Without matrix units for that,
-    oneDNN has none faster than its exact ones, and uses those; that it does is measured here, not believed.
+    torch asks oneDNN for single-precision products only at precision 'medium', where they may be computed in bfloat16. Without
+    matrix units for that, oneDNN has none faster than its exact ones, and uses those; that it does is measured here, not believed.
     """
     described = Path("/proc/cpuinfo")
     processor = described.read_text() if described.exists() else platform.processor()
     if "AuthenticAMD" not in processor or torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
-    onednn, draws = _onednn_products(), torch.Generator().manual_seed(0)
-    before = onednn.fp32_precision
+    before, draws = torch.get_float32_matmul_precision(), torch.Generator().manual_seed(0)
     try:
-        onednn.fp32_precision = "bf16"
+        torch.set_float32_matmul_precision("medium")
         return all(_error(*sizes, draws) < 1e-5 for sizes in ((128, 784, 400), (784, 128, 400), (16, 256, 2048)))
     finally:
-        onednn.fp32_precision = before
-
-
-def _cudnn_convolutions() -> Any:
-    return torch.backends.cudnn.conv  # type: ignore[attr-defined]
-
-
-def _onednn_products() -> Any:
-    return torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+        torch.set_float32_matmul_precision(before)
 
 
 def _error(rows: int, inner: int, columns: int, draws: torch.Generator) -> float:
