@@ -37,7 +37,7 @@ WRONG = [
     ("trainer.epochs=0", r"trainer.epochs=0: must be"),
     ("trainer.epochs=1.5", r"trainer.epochs: .*Integer"),
     ("trainer.batch_size=5000", r"exceeds the 1300 training images"),
-    ("trainer.precision=fp16", r"trainer.precision: .*fp32, bf16"),
+    ("trainer.precision=fp16", r"trainer.precision: .*fp32, tf32, bf16"),
     ("data.binarize=maybe", r"data.binarize: .*none, threshold, static, dynamic"),
     ("data.val_size=1500", r"data.val_size=1500: digits has only 1500"),
     ("device=gpu", r"device=gpu: .*auto, cpu, cuda, mps"),
