@@ -39,8 +39,8 @@ MUTATIONS = {
     ),
     "position in the epoch": (
         "vae_lab/engine.py",
-        "first = runs[0].epoch, runs[0].step - runs[0].epoch * self.steps",
-        "first = runs[0].epoch, 0",
+        "runs[0].step - runs[0].epoch * (last + 1)",
+        "0",
         "tests/test_engine.py::test_going_on_from_every_step_is_bit_identical",
     ),
     "optimiser state": (
@@ -68,10 +68,16 @@ MUTATIONS = {
         "tests/test_kill.py::test_a5_signals_at_awkward_moments",
     ),
     "finite check": (
-        "vae_lab/engine.py",
-        "not math.isfinite(float(health.sum()))",
-        "False",
+        "vae_lab/health.py",
+        "if all(map(math.isfinite, values := sums.tolist()[0])):",
+        "if values := sums.tolist()[0]:",
         "tests/test_numerics.py::test_c1_stops_before_the_update_and_says_what_and_where",
+    ),
+    "finite gradient": (
+        "vae_lab/engine.py",
+        "position == last or not health.immediate",
+        "not health.immediate",
+        "tests/test_numerics.py::test_c1_a_bad_gradient_is_traced_to_its_step",
     ),
     "metrics past the checkpoint": (
         "vae_lab/run_dir.py",
