@@ -99,8 +99,7 @@ class Cohort:
         large = [gradient.reshape(self.size, -1) for gradient in gradients[num_small:]]
         if num_small == 0:
             return large
-        with torch.no_grad():
-            torch._foreach_copy_(self._small_views, gradients[:num_small])
+        torch._foreach_copy_(self._small_views, gradients[:num_small])
         return [self._small, *large]
 
     def run_state(self, index: int) -> State:

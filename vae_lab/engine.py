@@ -24,7 +24,7 @@ from vae_lab.data import Splits
 from vae_lab.data.base import to_float
 from vae_lab.feed import NOISE_CHUNK, Feed
 from vae_lab.health import Evidence, Health
-from vae_lab.objectives.base import Batch
+from vae_lab.objectives.base import Batch, Terms
 from vae_lab.optimizers import CohortOptimizer, Optimizer, setting_order
 from vae_lab.optimizers import State as OptimizerState
 from vae_lab.schedulers import Scheduler
@@ -75,11 +75,6 @@ class Observer(Protocol):
         """Asked after every step; true ends training there, each run's state current and its status still 'running'."""
 
 
-def steps_per_epoch(num_images: int, batch_size: int) -> int:
-    """The last batch may be smaller."""
-    return math.ceil(num_images / batch_size)
-
-
 def fit(runs: Sequence[Run], splits: Splits, trainer: TrainerConfig, device: torch.device, observer: Observer) -> None:
     """Train all runs, which must be stackable and stand at the same step, until each has a final status."""
     splits = splits.to(device)
@@ -109,7 +104,6 @@ class _Stretch:
         self.max_norms = torch.tensor(limits, device=device) if any(map(math.isfinite, limits)) else None
         shapes = runs[0].system.noise_shapes()
         self.feed = Feed([run.seed for run in runs], shapes, splits, trainer.batch_size, device)
-        self.num_images = len(splits.train)
         self.sum_dtype = torch.float32 if device.type == "mps" else torch.float64
         self.checkpoint_at = time.monotonic() + trainer.checkpoint_seconds
         self.val_noise = {} if splits.val is None else self.feed.noise(len(splits.val), "evaluation")
@@ -125,7 +119,7 @@ class _Stretch:
         for position, index, batch, noise in self.feed.epoch(runs[0].epoch, runs[0].step - runs[0].epoch * (last + 1)):
             with self._autocast():
                 terms = self.cohort.terms(batch, noise, step, gradients=True)
-            step_sums = torch.stack(list(terms.values())).sum(-1, dtype=self.sum_dtype).view(-1, len(runs))
+            step_sums = self._sums(terms)
             seen = Evidence(runs[0].step, index, terms)
             if self._fail(health.bad_losses(seen, step_sums)):
                 return
@@ -143,7 +137,7 @@ class _Stretch:
             step += 1
             for run in runs:
                 run.step += 1
-            num_seen = min((position + 1) * self.trainer.batch_size, self.num_images)
+            num_seen = min((position + 1) * self.trainer.batch_size, self.feed.num_images)
             self.observer.on_step(runs, partial(_means, names, sums, num_seen))
             if position < last and self.observer.should_stop():
                 if self._fail(health.bad_gradients(gradient_norms(seen.gradients), True)):
@@ -152,7 +146,7 @@ class _Stretch:
                     run.sums = columns
                 self._hand_over([run for run in runs if run.status != "failed"])
                 return
-        self._end_epoch(_means(names, sums, self.num_images))
+        self._end_epoch(_means(names, sums, self.feed.num_images))
 
     def _end_epoch(self, train: list[Metrics]) -> None:
         lr_factors = [run.scheduler.factor(run.step - 1) for run in self.runs]
@@ -211,10 +205,14 @@ class _Stretch:
             noise = {name: draw.narrow(self.feed.axis, start, min(size, len(val) - start)) for name, draw in self.val_noise.items()}
             with self._autocast():
                 terms = self.cohort.terms(Batch(to_float(val.x[here]), None if val.y is None else val.y[here]), noise, step)
-            names, part_sums = list(terms), torch.stack(list(terms.values())).sum(-1, dtype=self.sum_dtype).view(-1, len(self.runs))
+            names, part_sums = list(terms), self._sums(terms)
             sums = part_sums if sums is None else sums + part_sums
         assert sums is not None
         return _means(names, sums, len(val))
+
+    def _sums(self, terms: Terms) -> Float[Tensor, "T R"]:
+        """Each term of each run, over the images of a batch."""
+        return torch.stack(list(terms.values())).sum(-1, dtype=self.sum_dtype).view(-1, len(self.runs))
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self.trainer.precision is not Precision.bf16:

@@ -14,11 +14,16 @@ from torch import Tensor
 
 from vae_lab import rng
 from vae_lab.data import Splits
-from vae_lab.data.base import bernoulli_pixels
+from vae_lab.data.base import bernoulli_pixels, to_float
 from vae_lab.objectives.base import Batch, Noise
 
 NOISE_CHUNK = 32  # steps whose noise is drawn at once; part of what a seed means
 GATHER_BYTES = 2**22  # of images gathered at once: one batch of large images, several steps' of small ones, whose cost is the call
+
+
+def steps_per_epoch(num_images: int, batch_size: int) -> int:
+    """The last batch may be smaller."""
+    return math.ceil(num_images / batch_size)
 
 
 class Step(NamedTuple):
@@ -44,7 +49,7 @@ class Feed:
         self.seeds, self.noise_shapes, self.splits, self.batch_size = seeds, noise_shapes, splits, batch_size
         self.device, self.axis = device, int(len(seeds) > 1)  # of images
         self.num_images = len(splits.train)
-        self.num_steps = -(-self.num_images // batch_size)
+        self.num_steps = steps_per_epoch(self.num_images, batch_size)
         shape = splits.train.x.shape[1:]
         in_bytes = 4 * len(seeds) * batch_size * math.prod(shape)
         self.ahead = 1 if splits.dynamic else max(1, min(NOISE_CHUNK, GATHER_BYTES // in_bytes))
@@ -78,7 +83,7 @@ class Feed:
             grey, y = self.splits.train.take(index if self.axis else index[0])
             if self.splits.dynamic:
                 grey = self._stacked([self._binarized(grey, run, epoch, position) for run in range(len(self.seeds))])
-            x = self._pixels.narrow(self.axis, 0, index.shape[1]).copy_(grey).mul_(1 / 255)
+            x = to_float(grey, out=self._pixels.narrow(self.axis, 0, index.shape[1]))
             labels = repeat(None) if y is None else y.split(size, dim=self.axis)
             yield from map(Batch, x.split(size, dim=self.axis), labels)
 

@@ -39,7 +39,6 @@ class Health:
     def __init__(self, num_runs: int, device: torch.device):
         self.immediate = device.type == "cpu"
         self.first_bad = torch.full((num_runs,), -1, device=device)
-        self.before: Evidence | None = None
         self.now: Evidence | None = None
 
     def bad_losses(self, evidence: Evidence, sums: Float[Tensor, "T R"]) -> dict[int, Evidence]:

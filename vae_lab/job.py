@@ -15,8 +15,9 @@ from vae_lab.arithmetic import arithmetic
 from vae_lab.config import Device, EvaluationConfig, Precision, TrainerConfig, fingerprint, typed
 from vae_lab.data import Splits
 from vae_lab.data.base import dataset
-from vae_lab.engine import Run, steps_per_epoch
+from vae_lab.engine import Run
 from vae_lab.errors import CheckpointError, ConfigError, DataError, Interrupted, StorageError, VaeLabError
+from vae_lab.feed import steps_per_epoch
 from vae_lab.interrupt import interrupts
 from vae_lab.results import environment, summary
 from vae_lab.run_dir import RunDir

@@ -13,8 +13,9 @@ from rich.console import Console
 from vae_lab import registry
 from vae_lab.config import Device, TrainerConfig, fingerprint, typed
 from vae_lab.data import load
-from vae_lab.engine import Metrics, Run, fit, steps_per_epoch
+from vae_lab.engine import Metrics, Run, fit
 from vae_lab.errors import NonFiniteError
+from vae_lab.feed import steps_per_epoch
 from vae_lab.interrupt import interrupts
 from vae_lab.job import Config, Job, choose_device, common_step, concluded, facts_of, finish, make_run, restore, save
 from vae_lab.progress import Progress, ProgressBar, epoch_line, print_results, title

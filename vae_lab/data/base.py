@@ -166,9 +166,9 @@ def bernoulli_pixels(x: UInt8[Tensor, "*batch C H W"], generator: torch.Generato
     return (x > draws).to(torch.uint8) * 255
 
 
-def to_float(x: UInt8[Tensor, "*batch C H W"]) -> Float[Tensor, "*batch C H W"]:
-    """Pixels from 0..255 to [0, 1]."""
-    return x.to(torch.float32).mul_(1 / 255)
+def to_float(x: UInt8[Tensor, "*batch C H W"], out: Float[Tensor, "*batch C H W"] | None = None) -> Float[Tensor, "*batch C H W"]:
+    """Pixels from 0..255 to [0, 1], written to `out` if given."""
+    return (x.to(torch.float32) if out is None else out.copy_(x)).mul_(1 / 255)
 
 
 def dataset(cfg: Any) -> Dataset:
