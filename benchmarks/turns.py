@@ -72,7 +72,7 @@ def positive(text: str) -> int:
 
 
 def work(name: str, epochs: int, overrides: list[str]) -> None:
-    """What a worker does: wait for a line, train `epochs` epochs, answer."""
+    """What a worker does: wait for a line, train `epochs` epochs, answer; until there are no more lines."""
     from contenders import CONTENDERS
 
     from vae_lab.config import to_plain
@@ -89,8 +89,9 @@ def work(name: str, epochs: int, overrides: list[str]) -> None:
             seconds = (time.perf_counter() - began) / epochs
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
             print(json.dumps({"seconds": seconds, "loss": loss, "peak_mib": peak}), flush=True)
-            sys.stdin.readline()
+            going_on = sys.stdin.readline() != ""  # the end of the input is the end of the benchmark
             began = time.perf_counter()
+            return going_on
         return True
 
     sys.stdin.readline()
