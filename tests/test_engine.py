@@ -265,16 +265,6 @@ def test_precision(compose, precision: str) -> None:
     assert rows[-1]["train/loss"] < rows[0]["train/loss"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("runs", [1, 2])
-def test_compiled_training_agrees(compose, runs: int) -> None:
-    cfgs = [compose(*SMALL, f"seed={seed}") for seed in range(runs)]
-    _, plain = train(cfgs)
-    _, compiled = train([cfg | {"trainer": cfg["trainer"] | {"compile": True}} for cfg in cfgs])
-    for rows, rows_compiled in zip(plain, compiled, strict=True):
-        assert rows[-1] == pytest.approx(rows_compiled[-1], rel=1e-4)
-
-
 def test_different_architectures_are_not_stacked(compose) -> None:
     splits = load(compose()["data"])
     one, other = (make_run(compose(f"hidden_dims=[{size}]"), splits).system for size in (8, 9))

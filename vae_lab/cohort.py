@@ -4,7 +4,9 @@ Parameters and buffers of the R systems are stacked along a new first axis R (th
 `vmap(functional_call)`; with R = 1 the system is called directly, its parameters being views into the leaves.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -12,6 +14,8 @@ from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 
 from vae_lab.blocks import Block, Layout, State
+from vae_lab.config import Precision
+from vae_lab.graphs import Graphs
 from vae_lab.objectives.base import Batch, Noise, Terms
 from vae_lab.system import System
 
@@ -41,7 +45,13 @@ class Cohort:
         buffers: the other leaves, each [R, ...].
     """
 
-    def __init__(self, systems: Sequence[System], device: torch.device, compile: bool = False):
+    def __init__(
+        self,
+        systems: Sequence[System],
+        device: torch.device,
+        precision: Precision = Precision.fp32,
+        graphs: Graphs | None = None,
+    ):
         keys = {stack_key(system) for system in systems}
         if len(keys) != 1:
             raise ValueError(f"These {len(systems)} systems differ in architecture and cannot be stacked.")
@@ -66,12 +76,28 @@ class Cohort:
         self._small = torch.zeros_like(self.blocks[0])  # where the gradients of the small tensors lie in every step
         leaves = self.layout.leaves([self._small, *self.blocks[1:]]).values()
         self._small_views = [leaf[0] if self.size == 1 else leaf for leaf in leaves][: self.layout.num_small]
-        self._mean: dict[torch.Size, Tensor] = {}  # weights of losses [R, B] that make their sum each run's mean
-        call = self._stacked if self.size > 1 else self.template
-        mode = "reduce-overhead" if device.type == "cuda" else "default"  # CUDA graphs: one launch instead of one an operation
-        self._call = torch.compile(call, mode=mode) if compile else call
+        self._bf16, self._graphs = precision is Precision.bf16, graphs
 
-    def _stacked(self, batch: Batch, noise: Noise, step: Int[Tensor, ""]) -> Terms:
+    def terms(self, batch: Batch, noise: Noise, step: Int[Tensor, ""]) -> Terms:
+        """Terms [R, B], or [B] of a cohort of one.
+
+        With R > 1 the noise has a leading axis R; a batch without one is shared.
+        """
+        with self._autocast():
+            if self.size == 1:
+                return self.template(batch, noise, step)
+            return self._stacked(self.parameters, self.buffers, batch, noise, step)
+
+    def step(self, batch: Batch, noise: Noise, step: Int[Tensor, ""]) -> tuple[Terms, Callable[[], list[Block]]]:
+        """The terms, and a function for the gradient of each run's own mean loss, a row of each block; it stands for one step."""
+        if self._graphs is not None:
+            terms, gradients = self._graphs.call(self._whole, self.blocks, self.buffers, batch, noise, step)
+            return terms, lambda: gradients
+        with torch.enable_grad():
+            terms = self.terms(batch, noise, step)
+        return terms, partial(self._backward, terms)
+
+    def _stacked(self, parameters: State, buffers: State, batch: Batch, noise: Noise, step: Int[Tensor, ""]) -> Terms:
         """Terms [R, B] of several runs."""
 
         def one(parameters: State, buffers: State, batch: Batch, noise: Noise) -> Terms:
@@ -79,22 +105,24 @@ class Cohort:
 
         shared = None if batch.x.dim() == 4 else 0
         in_dims = (0, 0, Batch(*(None if part is None else shared for part in batch)), 0)  # type: ignore[arg-type]
-        return vmap(one, in_dims=in_dims)(self.parameters, self.buffers, batch, noise)
+        return vmap(one, in_dims=in_dims)(parameters, buffers, batch, noise)
 
-    def terms(self, batch: Batch, noise: Noise, step: Int[Tensor, ""], gradients: bool = False) -> Terms:
-        """Terms [R, B], or [B] of a cohort of one, with `gradients` if `backward` is to follow.
+    def _whole(
+        self, blocks: list[Block], buffers: State, batch: Batch, noise: Noise, step: Int[Tensor, ""]
+    ) -> tuple[Terms, list[Block]]:
+        """Terms and gradients as a function of all that they depend on."""
+        leaves = {name: leaf.detach().requires_grad_() for name, leaf in self.layout.leaves(blocks).items()}
+        with torch.enable_grad(), self._autocast():
+            if self.size == 1:
+                own = {name: leaf[0] for name, leaf in (leaves | buffers).items()}
+                terms = functional_call(self.template, own, (batch, noise, step))
+            else:
+                terms = self._stacked(leaves, buffers, batch, noise, step)
+        gradients = _gradients(terms["loss"], list(leaves.values()))
+        return {name: term.detach() for name, term in terms.items()}, self.layout.blocks(dict(zip(leaves, gradients, strict=True)))
 
-        With R > 1 the noise has a leading axis R; a batch without one is shared.
-        """
-        with torch.set_grad_enabled(gradients):
-            return self._call(batch, noise, step)
-
-    def backward(self, terms: Terms) -> list[Block]:
-        """The gradient of each run's own mean loss, a row of each block. It stands until the next call."""
-        loss = terms["loss"]
-        if (mean := self._mean.get(loss.shape)) is None:
-            mean = self._mean[loss.shape] = torch.full_like(loss, 1 / loss.shape[-1], requires_grad=False)
-        gradients = torch.autograd.grad(loss, self._trained, mean, materialize_grads=True)
+    def _backward(self, terms: Terms) -> list[Block]:
+        gradients = _gradients(terms["loss"], self._trained)
         num_small = self.layout.num_small
         large = [gradient.reshape(self.size, -1) for gradient in gradients[num_small:]]
         if num_small == 0:
@@ -102,15 +130,26 @@ class Cohort:
         torch._foreach_copy_(self._small_views, gradients[:num_small])
         return [self._small, *large]
 
+    def _autocast(self) -> AbstractContextManager[object]:
+        return torch.autocast(self.blocks[0].device.type, dtype=torch.bfloat16) if self._bf16 else nullcontext()
+
     def run_state(self, index: int) -> State:
         """A copy of one run's parameters and buffers, under the names of its `state_dict`."""
-        return {name: leaf[index].detach().clone() for name, leaf in (self.parameters | self.buffers).items()}
+        parameters = self.layout.leaves([block[index].clone() for block in self.blocks])
+        return parameters | {name: leaf[index].clone() for name, leaf in self.buffers.items()}
 
     def load_run_state(self, index: int, state: State) -> None:
         """Overwrite one run's parameters and buffers."""
         with torch.no_grad():
             for name, leaf in (self.parameters | self.buffers).items():
                 leaf[index].copy_(state[name])
+
+
+def _gradients(loss: Float[Tensor, "*R B"], leaves: list[Tensor]) -> tuple[Tensor, ...]:
+    """Of the sum of each run's mean: no run's parameters are in another's mean."""
+    with torch.enable_grad():
+        total = loss.mean() if loss.dim() == 1 else loss.mean(-1).sum()
+    return torch.autograd.grad(total, leaves, materialize_grads=True)
 
 
 def clip_gradients(gradients: list[Block], norms: Float[Tensor, " R"], max_norms: Float[Tensor, " R"]) -> None:

@@ -63,7 +63,8 @@ class BernoulliPixels(Independent):
         logits = self.logits
         if logits.shape != value.shape:
             logits, value = torch.broadcast_tensors(logits, value)
-        return F.binary_cross_entropy_with_logits(logits, value, reduction="none").sum((-3, -2, -1))
+        # As F.binary_cross_entropy_with_logits has it, which however takes five times as long under vmap.
+        return ((1 - value) * logits - F.logsigmoid(logits)).sum((-3, -2, -1))
 
     def expand(self, batch_shape: Sequence[int], _instance: None = None) -> "BernoulliPixels":
         return BernoulliPixels(self.logits.expand(*batch_shape, *self.event_shape))

@@ -7,7 +7,6 @@ as a smaller cohort, unchanged.
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
@@ -19,10 +18,11 @@ from torch import Tensor
 from vae_lab.arithmetic import arithmetic
 from vae_lab.blocks import State
 from vae_lab.cohort import Cohort, clip_gradients, gradient_norms
-from vae_lab.config import Precision, TrainerConfig
+from vae_lab.config import TrainerConfig
 from vae_lab.data import Splits
 from vae_lab.data.base import to_float
 from vae_lab.feed import NOISE_CHUNK, Feed
+from vae_lab.graphs import Graphs, roomy
 from vae_lab.health import Evidence, Health
 from vae_lab.objectives.base import Batch, Terms
 from vae_lab.optimizers import CohortOptimizer, Optimizer, setting_order
@@ -80,9 +80,10 @@ def fit(runs: Sequence[Run], splits: Splits, trainer: TrainerConfig, device: tor
     splits = splits.to(device)
     runs = sorted(runs, key=lambda run: setting_order(run.optimizer, run.scheduler))
     widest = max((parameter.numel() for parameter in runs[0].system.parameters() if parameter.dim() == 2), default=0)
-    with arithmetic(trainer.precision, device, float(trainer.batch_size * widest)):
-        while active := [run for run in runs if run.status == "running"]:
-            stretch = _Stretch(active, splits, trainer, device, observer)
+    graphs = Graphs(device) if trainer.compile else None
+    while active := [run for run in runs if run.status == "running"]:
+        with arithmetic(trainer.precision, device, float(len(active) * trainer.batch_size * widest)):
+            stretch = _Stretch(active, splits, trainer, device, observer, graphs)
             while all(run.status == "running" for run in active):
                 stretch.train_epoch()
                 if observer.should_stop():
@@ -92,18 +93,30 @@ def fit(runs: Sequence[Run], splits: Splits, trainer: TrainerConfig, device: tor
 class _Stretch:
     """A cohort between two changes of its membership."""
 
-    def __init__(self, runs: list[Run], splits: Splits, trainer: TrainerConfig, device: torch.device, observer: Observer):
+    def __init__(
+        self,
+        runs: list[Run],
+        splits: Splits,
+        trainer: TrainerConfig,
+        device: torch.device,
+        observer: Observer,
+        graphs: Graphs | None = None,
+    ):
         self.runs, self.splits, self.trainer, self.device, self.observer = runs, splits, trainer, device, observer
-        self.cohort = Cohort([run.system for run in runs], device, trainer.compile)
-        self.optimizer = CohortOptimizer(self.cohort.blocks, self.cohort.layout, [(run.optimizer, run.scheduler) for run in runs])
-        for index, run in enumerate(runs):
+        # Where runs are expected to leave a compiled cohort, the last one also stands in the places they left.
+        leaving = graphs is not None and any(run.patience is not None for run in runs)
+        self.places = runs + runs[-1:] * (roomy(len(runs)) - len(runs) if leaving else 0)
+        self.cohort = Cohort([run.system for run in self.places], device, trainer.precision, graphs)
+        settings = [(run.optimizer, run.scheduler) for run in self.places]
+        self.optimizer = CohortOptimizer(self.cohort.blocks, self.cohort.layout, settings)
+        for index, run in enumerate(self.places):
             if run.state:
                 self.cohort.load_run_state(index, run.state)
                 self.optimizer.load_run_state(index, run.optimizer_state)
-        limits = [math.inf if run.clip_grad_norm is None else run.clip_grad_norm for run in runs]
+        limits = [math.inf if run.clip_grad_norm is None else run.clip_grad_norm for run in self.places]
         self.max_norms = torch.tensor(limits, device=device) if any(map(math.isfinite, limits)) else None
         shapes = runs[0].system.noise_shapes()
-        self.feed = Feed([run.seed for run in runs], shapes, splits, trainer.batch_size, device)
+        self.feed = Feed([run.seed for run in self.places], shapes, splits, trainer.batch_size, device)
         self.sum_dtype = torch.float32 if device.type == "mps" else torch.float64
         self.checkpoint_at = time.monotonic() + trainer.checkpoint_seconds
         self.val_noise = {} if splits.val is None else self.feed.noise(len(splits.val), "evaluation")
@@ -113,17 +126,16 @@ class _Stretch:
         """Train to the end of the epoch, or until interrupted or nobody is left."""
         runs, last = self.runs, self.feed.num_steps - 1
         names = list(runs[0].sums)
-        sums = torch.tensor([list(run.sums.values()) for run in runs], dtype=self.sum_dtype, device=self.device).T
+        sums = torch.tensor([list(run.sums.values()) for run in self.places], dtype=self.sum_dtype, device=self.device).T
         step = torch.tensor(runs[0].step, device=self.device)
-        health = Health(len(runs), self.device)
+        health = Health(len(self.places), self.device)
         for position, index, batch, noise in self.feed.epoch(runs[0].epoch, runs[0].step - runs[0].epoch * (last + 1)):
-            with self._autocast():
-                terms = self.cohort.terms(batch, noise, step, gradients=True)
+            terms, backward = self.cohort.step(batch, noise, step)
             step_sums = self._sums(terms)
             seen = Evidence(runs[0].step, index, terms)
             if self._fail(health.bad_losses(seen, step_sums)):
                 return
-            seen.gradients = self.cohort.backward(terms)
+            seen.gradients = backward()
             if self.max_norms is not None or position == last or not health.immediate:
                 norms = gradient_norms(seen.gradients)
                 due = (position + 1) % NOISE_CHUNK == 0 or position == last
@@ -138,15 +150,15 @@ class _Stretch:
             for run in runs:
                 run.step += 1
             num_seen = min((position + 1) * self.trainer.batch_size, self.feed.num_images)
-            self.observer.on_step(runs, partial(_means, names, sums, num_seen))
+            self.observer.on_step(runs, partial(self._means, names, sums, num_seen))
             if position < last and self.observer.should_stop():
                 if self._fail(health.bad_gradients(gradient_norms(seen.gradients), True)):
                     return
-                for run, columns in zip(runs, _means(names, sums, 1), strict=True):
+                for run, columns in zip(runs, self._means(names, sums, 1), strict=True):
                     run.sums = columns
                 self._hand_over([run for run in runs if run.status != "failed"])
                 return
-        self._end_epoch(_means(names, sums, self.feed.num_images))
+        self._end_epoch(self._means(names, sums, self.feed.num_images))
 
     def _end_epoch(self, train: list[Metrics]) -> None:
         lr_factors = [run.scheduler.factor(run.step - 1) for run in self.runs]
@@ -184,7 +196,7 @@ class _Stretch:
     def _fail(self, culprits: dict[int, Evidence]) -> bool:
         """Mark the runs that turned non-finite; true if none is left."""
         for number, evidence in culprits.items():
-            run = self.runs[number]
+            run = self.places[number]
             if run.status == "running":
                 run.status, run.failure = "failed", _failure(run, number, evidence)
                 run.error = _describe_failure(run.name, run.failure)
@@ -203,21 +215,20 @@ class _Stretch:
         for start in range(0, len(val), size):
             here = slice(start, start + size)
             noise = {name: draw.narrow(self.feed.axis, start, min(size, len(val) - start)) for name, draw in self.val_noise.items()}
-            with self._autocast():
-                terms = self.cohort.terms(Batch(to_float(val.x[here]), None if val.y is None else val.y[here]), noise, step)
+            terms = self.cohort.terms(Batch(to_float(val.x[here]), None if val.y is None else val.y[here]), noise, step)
             names, part_sums = list(terms), self._sums(terms)
             sums = part_sums if sums is None else sums + part_sums
         assert sums is not None
-        return _means(names, sums, len(val))
+        return self._means(names, sums, len(val))
 
     def _sums(self, terms: Terms) -> Float[Tensor, "T R"]:
         """Each term of each run, over the images of a batch."""
-        return torch.stack(list(terms.values())).sum(-1, dtype=self.sum_dtype).view(-1, len(self.runs))
+        return torch.stack(list(terms.values())).sum(-1, dtype=self.sum_dtype).view(-1, len(self.places))
 
-    def _autocast(self) -> AbstractContextManager[object]:
-        if self.trainer.precision is not Precision.bf16:
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+    def _means(self, names: list[str], sums: Float[Tensor, "T R"], num_images: int) -> list[Metrics]:
+        """One dict of numbers per run: the only copy from device to host."""
+        columns = (sums / num_images).T.tolist()[: len(self.runs)]
+        return [dict(zip(names, column, strict=True)) for column in columns]
 
 
 def _failure(run: Run, number: int, evidence: Evidence) -> dict[str, Any]:
@@ -241,8 +252,3 @@ def _describe_failure(name: str, failure: dict[str, Any]) -> str:
         f"lr {failure['lr']:g}{beta}; training images {images}. "
         "Try a lower optimizer.lr, trainer.clip_grad_norm=1, or scheduler.warmup_epochs=1."
     )
-
-
-def _means(names: list[str], sums: Float[Tensor, "T R"], num_images: int) -> list[Metrics]:
-    """One dict of numbers per run: the only copy from device to host."""
-    return [dict(zip(names, column, strict=True)) for column in (sums / num_images).T.tolist()]

@@ -194,6 +194,7 @@ def check(plain: dict[str, Any]) -> "Run":
     from vae_lab import registry
     from vae_lab.config import Device, EvaluationConfig, Precision, TrainerConfig
     from vae_lab.data import load
+    from vae_lab.graphs import check_compiler
     from vae_lab.job import choose_device, make_run
 
     for group in REGISTERED_GROUPS:
@@ -211,6 +212,8 @@ def check(plain: dict[str, Any]) -> "Run":
     device = choose_device(Device(plain["device"]))
     if trainer.precision is Precision.tf32 and device.type != "cuda":
         raise ConfigError(f"trainer.precision=tf32 is CUDA's, and this run trains on {device.type}. Use fp32 or bf16.")
+    if trainer.compile:
+        check_compiler()
     return make_run(plain, load(plain["data"]))
 
 
