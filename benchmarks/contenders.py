@@ -276,6 +276,7 @@ CONTENDERS: dict[str, tuple[Callable[[Config, Report], None], list[str]]] = {
     "engine": (engine, []),
     "engine, bf16": (engine, ["trainer.precision=bf16"]),
     "engine, compiled": (engine, ["trainer.compile=true"]),
+    "engine, bf16, compiled": (engine, ["trainer.precision=bf16", "trainer.compile=true"]),
     "plain loop": (plain, []),
     "tutorial loop": (tutorial, []),
     "pythae": (pythae, []),

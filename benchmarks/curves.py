@@ -5,6 +5,7 @@ Every point is a process of its own, so that its peak memory is its own. Writes 
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -13,12 +14,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+from vae_lab.pool import KEPT_MEMORY
+
 HERE = Path(__file__).resolve()
 MNIST = ["data=mnist", "data.val_size=0", "size=medium"]
 COHORTS = {
     "digits, 64-2": ["data.val_size=0", "size=tiny"],
     "digits, 256-10": ["data.val_size=0", "hidden_dims=[256]", "latent_dim=10"],
     "MNIST, 400-20": [*MNIST, "data.limit=12800"],
+    "digits, 64-2, compiled": ["data.val_size=0", "size=tiny", "trainer.compile=true"],
+    "MNIST, 400-20, compiled": [*MNIST, "data.limit=12800", "trainer.compile=true"],
     "digits, conv": ["data.val_size=0", "network=conv", "hidden_dims=[64]", "latent_dim=10"],
 }
 SWEPT = {
@@ -82,7 +87,8 @@ def peak_mib() -> float:
 def point(overrides: list[str], num_runs: int, threads: int) -> dict[str, float]:
     """`measure` in a process of its own."""
     command = [sys.executable, str(HERE), "--point", json.dumps([overrides, num_runs, threads])]
-    answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
+    environment = (KEPT_MEMORY if num_runs > 1 else {}) | os.environ  # as the workers of a sweep have it
+    answer = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.splitlines()[-1]
     print(f"{num_runs} {' '.join(overrides)}: {answer}", flush=True)
     return json.loads(answer)
 

@@ -30,7 +30,7 @@ SETTINGS = {
     "784-400-20, MNIST": Setting(["data=mnist", "data.val_size=0", "size=medium"], 60_000, 1),
     "64-64-2, digits": Setting(["data.val_size=0", "size=tiny"], 1437, 20, ("floor, oneDNN",)),
     "conv 32-64-400-20, MNIST": Setting(
-        ["data=mnist", "data.val_size=0", "size=medium", "network=conv"], 60_000, 1, ("floor, oneDNN", "engine, compiled")
+        ["data=mnist", "data.val_size=0", "size=medium", "network=conv"], 60_000, 1, ("floor, oneDNN", "engine, bf16, compiled")
     ),
 }
 

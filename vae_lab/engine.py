@@ -23,7 +23,7 @@ from vae_lab.data import Splits
 from vae_lab.data.base import to_float
 from vae_lab.feed import NOISE_CHUNK, Feed
 from vae_lab.graphs import Graphs, roomy
-from vae_lab.health import Evidence, Health
+from vae_lab.health import Evidence, Health, describe, failure
 from vae_lab.objectives.base import Batch, Terms
 from vae_lab.optimizers import CohortOptimizer, Optimizer, setting_order
 from vae_lab.optimizers import State as OptimizerState
@@ -198,8 +198,8 @@ class _Stretch:
         for number, evidence in culprits.items():
             run = self.places[number]
             if run.status == "running":
-                run.status, run.failure = "failed", _failure(run, number, evidence)
-                run.error = _describe_failure(run.name, run.failure)
+                run.status, run.failure = "failed", failure(run, number, evidence)
+                run.error = describe(run.name, run.failure)
                 self.observer.on_state(run)
         return bool(culprits) and all(run.status == "failed" for run in self.runs)
 
@@ -229,26 +229,3 @@ class _Stretch:
         """One dict of numbers per run: the only copy from device to host."""
         columns = (sums / num_images).T.tolist()[: len(self.runs)]
         return [dict(zip(names, column, strict=True)) for column in columns]
-
-
-def _failure(run: Run, number: int, evidence: Evidence) -> dict[str, Any]:
-    weight = run.system.objective.kl_weight()
-    return {
-        "step": evidence.step,
-        "epoch": run.epoch + 1,
-        "terms": evidence.values(number),
-        "lr": run.optimizer.config.lr * run.scheduler.factor(evidence.step),
-        "beta": None if weight is None else float(weight),
-        "images": evidence.index[number].tolist(),
-    }
-
-
-def _describe_failure(name: str, failure: dict[str, Any]) -> str:
-    wrong = [f"{term} is {value}" for term, value in failure["terms"].items() if not math.isfinite(value)]
-    beta = "" if failure["beta"] is None else f", beta {failure['beta']:g}"
-    images = f"{failure['images'][:5]} (all {len(failure['images'])} are in results.json)"
-    return (
-        f"{name}: {', '.join(wrong) or 'the loss was not finite'} at step {failure['step']} (epoch {failure['epoch']}), "
-        f"lr {failure['lr']:g}{beta}; training images {images}. "
-        "Try a lower optimizer.lr, trainer.clip_grad_norm=1, or scheduler.warmup_epochs=1."
-    )

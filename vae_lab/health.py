@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -10,6 +11,9 @@ from torch import Tensor
 from vae_lab.blocks import Block
 from vae_lab.cohort import gradient_norms
 from vae_lab.objectives.base import Terms
+
+if TYPE_CHECKING:
+    from vae_lab.engine import Run
 
 
 @dataclass
@@ -66,3 +70,28 @@ class Health:
 
     def _note(self, step: int, numbers: Float[Tensor, " R"]) -> None:
         self.first_bad = torch.where((self.first_bad < 0) & ~torch.isfinite(numbers), step, self.first_bad)
+
+
+def failure(run: "Run", number: int, evidence: Evidence) -> dict[str, Any]:
+    """What results.json says of a run that turned non-finite."""
+    weight = run.system.objective.kl_weight()
+    return {
+        "step": evidence.step,
+        "epoch": run.epoch + 1,
+        "terms": evidence.values(number),
+        "lr": run.optimizer.config.lr * run.scheduler.factor(evidence.step),
+        "beta": None if weight is None else float(weight),
+        "images": evidence.index[number].tolist(),
+    }
+
+
+def describe(name: str, failure: dict[str, Any]) -> str:
+    """The same as a message, with what to try."""
+    wrong = [f"{term} is {value}" for term, value in failure["terms"].items() if not math.isfinite(value)]
+    beta = "" if failure["beta"] is None else f", beta {failure['beta']:g}"
+    images = f"{failure['images'][:5]} (all {len(failure['images'])} are in results.json)"
+    return (
+        f"{name}: {', '.join(wrong) or 'the loss was not finite'} at step {failure['step']} (epoch {failure['epoch']}), "
+        f"lr {failure['lr']:g}{beta}; training images {images}. "
+        "Try a lower optimizer.lr, trainer.clip_grad_norm=1, or scheduler.warmup_epochs=1."
+    )
