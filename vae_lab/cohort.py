@@ -76,6 +76,7 @@ class Cohort:
         self._small = torch.zeros_like(self.blocks[0])  # where the gradients of the small tensors lie in every step
         leaves = self.layout.leaves([self._small, *self.blocks[1:]]).values()
         self._small_views = [leaf[0] if self.size == 1 else leaf for leaf in leaves][: self.layout.num_small]
+        self._weights: dict[torch.Size, Tensor] = {}  # what makes the sum of losses the sum of each run's mean
         self._bf16, self._graphs = precision is Precision.bf16, graphs
 
     def terms(self, batch: Batch, noise: Noise, step: Int[Tensor, ""]) -> Terms:
@@ -118,11 +119,17 @@ class Cohort:
                 terms = functional_call(self.template, own, (batch, noise, step))
             else:
                 terms = self._stacked(leaves, buffers, batch, noise, step)
-        gradients = _gradients(terms["loss"], list(leaves.values()))
+            mean = terms["loss"].mean(-1).sum()
+        gradients = torch.autograd.grad(mean, list(leaves.values()), materialize_grads=True)
         return {name: term.detach() for name, term in terms.items()}, self.layout.blocks(dict(zip(leaves, gradients, strict=True)))
 
     def _backward(self, terms: Terms) -> list[Block]:
-        gradients = _gradients(terms["loss"], self._trained)
+        loss = terms["loss"]
+        if (weights := self._weights.get(loss.shape)) is None:
+            weights = self._weights[loss.shape] = loss.new_full((loss.numel(),), 1 / loss.shape[-1], requires_grad=False)
+        with torch.enable_grad():  # scalar, since torch imports half a second of sympy to look at the shape of a weight
+            mean = torch.dot(loss.flatten(), weights)
+        gradients = torch.autograd.grad(mean, self._trained, materialize_grads=True)
         num_small = self.layout.num_small
         large = [gradient.reshape(self.size, -1) for gradient in gradients[num_small:]]
         if num_small == 0:
@@ -143,13 +150,6 @@ class Cohort:
         with torch.no_grad():
             for name, leaf in (self.parameters | self.buffers).items():
                 leaf[index].copy_(state[name])
-
-
-def _gradients(loss: Float[Tensor, "*R B"], leaves: list[Tensor]) -> tuple[Tensor, ...]:
-    """Of the sum of each run's mean: no run's parameters are in another's mean."""
-    with torch.enable_grad():
-        total = loss.mean() if loss.dim() == 1 else loss.mean(-1).sum()
-    return torch.autograd.grad(total, leaves, materialize_grads=True)
 
 
 def clip_gradients(gradients: list[Block], norms: Float[Tensor, " R"], max_norms: Float[Tensor, " R"]) -> None:
