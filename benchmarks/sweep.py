@@ -1,4 +1,4 @@
-"""One and the same sweep under the cohort and the basic launcher, in turns: python benchmarks/sweep.py [--turns 3]."""
+"""One sweep as cohorts, as compiled cohorts and by the basic launcher, in turns: python benchmarks/sweep.py [--turns 3]."""
 
 import argparse
 import statistics
@@ -20,6 +20,7 @@ SWEEPS = {
         *("data=mnist", "size=medium", "trainer.epochs=2", "seed=range(0,8)", "objective.beta=1,2"),
     ],
 }
+LAUNCHERS = {"cohort": ["cohort"], "cohort, compiled": ["cohort", "trainer.compile=true"], "basic": ["basic"]}
 
 
 def sweep(launcher: str, overrides: list[str]) -> tuple[float, float, float]:
@@ -52,18 +53,20 @@ def main() -> None:
     for number, (name, overrides) in enumerate(SWEEPS.items()):
         if arguments.only not in (None, number):
             continue
-        rows: dict[str, list[tuple[float, float, float]]] = {"cohort": [], "basic": []}
+        rows: dict[str, list[tuple[float, float, float]]] = {launcher: [] for launcher in LAUNCHERS}
         for _ in range(arguments.turns):
             for launcher, results in rows.items():
-                results.append(sweep(launcher, overrides))
+                name_of_launcher, *more = LAUNCHERS[launcher]
+                results.append(sweep(name_of_launcher, [*overrides, *more]))
         medians = {}
         for launcher, results in rows.items():
             whole, training, loss = (statistics.median(column) for column in zip(*results, strict=True))
             medians[launcher] = (whole, training)
             runs = int(name.split()[0])
             print(f"| {name} | {launcher} | {whole:.1f} | {60 * runs / whole:.0f} | {training:.1f} | {loss:.4f} |")
-        ratios = [basic / cohort for basic, cohort in zip(medians["basic"], medians["cohort"], strict=True)]
-        print(f"| | ratio | **{ratios[0]:.1f}** | | **{ratios[1]:.1f}** | |", flush=True)
+        for launcher in ("cohort", "cohort, compiled"):
+            ratios = [basic / cohort for basic, cohort in zip(medians["basic"], medians[launcher], strict=True)]
+            print(f"| | basic / {launcher} | **{ratios[0]:.1f}** | | **{ratios[1]:.1f}** | |", flush=True)
 
 
 if __name__ == "__main__":

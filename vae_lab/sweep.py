@@ -4,6 +4,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import yaml
@@ -124,9 +125,9 @@ class Sweep:
         yield from together
 
     def close(self) -> None:
-        """End all workers."""
-        for worker in self.workers:
-            worker.close()
+        """End all workers, at once: each takes a second to leave."""
+        with ThreadPoolExecutor() as together:
+            list(together.map(lambda worker: worker.close(), self.workers))
         self.workers.clear()
 
     def counts(self) -> dict[str, int]:

@@ -32,6 +32,7 @@ class CohortLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Train all jobs; those that fail do not stop the others, and end the command with code 8."""
+        from vae_lab.composer import Composer
         from vae_lab.entry import composing, one_message
         from vae_lab.interrupt import interrupts
         from vae_lab.multirun import lead, warm_up
@@ -41,11 +42,12 @@ class CohortLauncher(Launcher):
         interrupts.install()
         folder = Path(self.config.hydra.sweep.dir)
         workers = warm_up(folder, str(self.config.device), len(job_overrides), self.options)
+        composer = Composer(self.hydra_context.config_loader, self.config)
         with one_message():
             composed = []
             for i, overrides in enumerate(job_overrides):
                 with composing(f"job {initial_job_idx + i} ({' '.join(overrides)})"):
-                    composed.append(self._compose(list(overrides), initial_job_idx + i))
+                    composed.append(_placed(composer.job(overrides), initial_job_idx + i))
             results = lead(
                 folder,
                 [(config, folder) for config, folder, _ in composed],
@@ -55,14 +57,15 @@ class CohortLauncher(Launcher):
             )
         return [_job_return(config, full, result) for (config, _, full), result in zip(composed, results, strict=True)]
 
-    def _compose(self, overrides: list[str], number: int) -> tuple[DictConfig, Path, DictConfig]:
-        full = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
-        with open_dict(full):
-            full.hydra.job.id = full.hydra.job.num = number
-        HydraConfig.instance().set_config(full)
-        folder = Path(str(full.hydra.sweep.dir)) / str(full.hydra.sweep.subdir)
-        task = OmegaConf.masked_copy(full, [str(key) for key in full if key != "hydra"])
-        return task, folder, full
+
+def _placed(full: DictConfig, number: int) -> tuple[DictConfig, Path, DictConfig]:
+    """A job's own config, its folder, and all with its number."""
+    with open_dict(full):
+        full.hydra.job.id = full.hydra.job.num = number
+    HydraConfig.instance().set_config(full)
+    folder = Path(str(full.hydra.sweep.dir)) / str(full.hydra.sweep.subdir)
+    task = OmegaConf.masked_copy(full, [str(key) for key in full if key != "hydra"])
+    return task, folder, full
 
 
 def _write_hydra_files(full: DictConfig, folder: Path) -> None:
