@@ -4,10 +4,12 @@
 a KL, say). So a step is run once and its operations are recorded, whatever Python led to them; the record is compiled.
 """
 
+import logging
 import os
 import shlex
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +20,8 @@ from torch import Tensor
 from vae_lab.blocks import Block, State
 from vae_lab.errors import ConfigError
 from vae_lab.objectives.base import Batch, Noise, Terms
+
+log = logging.getLogger(__name__)
 
 Whole = Callable[[list[Block], State, Batch, Noise, Int[Tensor, ""]], tuple[Terms, list[Block]]]
 
@@ -41,6 +45,7 @@ class Graphs:
             return graph(blocks, buffers, batch, noise, step)
         from torch.fx.experimental.proxy_tensor import make_fx  # 0.8 s, which others do not wait for
 
+        began = time.perf_counter()
         try:
             record = make_fx(lambda *inputs: whole(*inputs))(blocks, buffers, batch, noise, step)
             graph = torch.compile(record, fullgraph=True, dynamic=False, mode=self.mode)
@@ -51,6 +56,7 @@ class Graphs:
             reason = str(error).strip().split("\n\n")[0]
             raise ConfigError(f"trainer.compile=true: torch cannot compile this: {reason}. Set trainer.compile=false.") from error
         self.compiled[batch.x.shape] = graph
+        log.info("compiled a step for images of shape %s in %.1f s", tuple(batch.x.shape), time.perf_counter() - began)
         return outputs
 
 
