@@ -110,8 +110,8 @@ def draw(found: dict[str, Any], file: Path) -> None:
         axes[row, 0].set_ylabel(label)
     for axis in axes.flat:
         axis.set_xscale("log", base=2)
-        low, high = axis.get_ylim()
-        if high > 8 * max(low, 0.1):
+        low, high = axis.dataLim.y0, axis.dataLim.y1
+        if 0 < 8 * low < high:
             axis.set_yscale("log", base=2)
         else:
             axis.set_ylim(0, 1.1 * high)
@@ -119,7 +119,7 @@ def draw(found: dict[str, Any], file: Path) -> None:
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.grid(True, which="major", lw=0.4)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].legend(frameon=False, fontsize=8)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=len(COHORTS), frameon=False)
     axes[1, 0].set_xlabel("runs in a cohort, one thread")
     for column, name in enumerate(SWEPT, start=1):
         axes[1, column].set_xlabel(f"{name}, 784-400-20 otherwise")

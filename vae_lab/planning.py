@@ -16,9 +16,10 @@ from vae_lab.run_dir import FINISHED, RunDir
 if TYPE_CHECKING:
     from vae_lab.engine import Run
 
-# Multiply-adds of a training step. On a CPU core a step of up to 10 million is mostly the interpreter's time, which stacking
-# saves; beyond, and in cohorts of more than 500 million, it gained nothing (benchmarks/README.md).
-CPU_STEP, CPU_COHORT = 10e6, 500e6
+# Multiply-adds of a training step. On a CPU core stacking saves the interpreter's time and makes products larger: steps of 3
+# million took a third of their time, of 16 million 0.6; of 250 million, and in cohorts of more than 500, it gained nothing
+# (benchmarks/README.md).
+CPU_STEP, CPU_COHORT = 25e6, 500e6
 GPU_RUNS = 1024
 
 
