@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
-from vae_lab.cohort import Cohort, clip_gradients, gradient_norms, stack_key
+from vae_lab.cohort import Cohort, clip_gradients, gradient_norms
 from vae_lab.config import TrainerConfig, typed
 from vae_lab.data import load
 from vae_lab.engine import Metrics, Run, fit
 from vae_lab.job import make_run
+from vae_lab.stacking import stack_key
 
 CPU = torch.device("cpu")
 

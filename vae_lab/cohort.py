@@ -17,22 +17,9 @@ from vae_lab.blocks import Block, Layout, State
 from vae_lab.config import Precision
 from vae_lab.graphs import Graphs
 from vae_lab.objectives.base import Batch, Noise, Terms
+from vae_lab.settings import setting_names
+from vae_lab.stacking import stack_key
 from vae_lab.system import System
-
-
-def stack_key(system: System) -> str:
-    """Equal for two systems exactly when they may be stacked: same classes, attributes, tensor names, shapes and types.
-
-    A number that a class keeps as a plain attribute and not as a buffer is part of the key, since stacked runs would share
-    it: forgetting the buffer costs speed, never truth.
-    """
-    lines = []
-    for name, module in system.named_modules():
-        plain = {key: repr(value) for key, value in vars(module).items() if not key.startswith("_")}
-        lines.append(f"{name}: {type(module).__qualname__} {sorted(plain.items())}")
-    tensors = [*system.named_parameters(), *system.named_buffers()]
-    lines += [f"{name}: {tuple(tensor.shape)} {tensor.dtype} {tensor.requires_grad}" for name, tensor in tensors]
-    return "\n".join(lines)
 
 
 class Cohort:
@@ -42,7 +29,7 @@ class Cohort:
         layout: which parameter lies in which block.
         blocks: all trained parameters, each block [R, P].
         parameters: the same by name, each [R, ...], as views into the blocks.
-        buffers: the other leaves, each [R, ...].
+        buffers: the other leaves, each [R, ...]; settings among them, which are not state.
     """
 
     def __init__(
@@ -52,15 +39,18 @@ class Cohort:
         precision: Precision = Precision.fp32,
         graphs: Graphs | None = None,
     ):
-        keys = {stack_key(system) for system in systems}
-        if len(keys) != 1:
+        distinct = {id(system): system for system in systems}.values()
+        if len({stack_key(system) for system in distinct}) != 1:
             raise ValueError(f"These {len(systems)} systems differ in architecture and cannot be stacked.")
-        self.template = systems[0].to(device)
+        for system in distinct:
+            system.to(device)
+        self.template = systems[0]
         self.size = len(systems)
         with torch.no_grad():
             parameters, buffers = stack_module_state([*systems])
             parameters = {name: leaf.detach() for name, leaf in parameters.items()}
         self.buffers: State = {name: leaf.detach().to(device) for name, leaf in buffers.items()}
+        self.settings = setting_names(self.template)
         self.layout = Layout({name: leaf.shape[1:] for name, leaf in parameters.items()})
         self.blocks = [block.to(device) for block in self.layout.blocks(parameters)]
         self.parameters = self.layout.leaves([block.detach() for block in self.blocks])
@@ -78,6 +68,10 @@ class Cohort:
         self._small_views = [leaf[0] if self.size == 1 else leaf for leaf in leaves][: self.layout.num_small]
         self._weights: dict[torch.Size, Tensor] = {}  # what makes the sum of losses the sum of each run's mean
         self._bf16, self._graphs = precision is Precision.bf16, graphs
+
+    def train(self, mode: bool = True) -> None:
+        """Whether modules that train and evaluate differently are called as in training, or with `mode` false as after it."""
+        self.template.train(mode)
 
     def terms(self, batch: Batch, noise: Noise, step: Int[Tensor, ""]) -> Terms:
         """Terms [R, B], or [B] of a cohort of one.
@@ -143,13 +137,15 @@ class Cohort:
     def run_state(self, index: int) -> State:
         """A copy of one run's parameters and buffers, under the names of its `state_dict`."""
         parameters = self.layout.leaves([block[index].clone() for block in self.blocks])
-        return parameters | {name: leaf[index].clone() for name, leaf in self.buffers.items()}
+        kept = {name: leaf for name, leaf in self.buffers.items() if name not in self.settings}
+        return parameters | {name: leaf[index].clone() for name, leaf in kept.items()}
 
     def load_run_state(self, index: int, state: State) -> None:
         """Overwrite one run's parameters and buffers."""
         with torch.no_grad():
             for name, leaf in (self.parameters | self.buffers).items():
-                leaf[index].copy_(state[name])
+                if name not in self.settings:
+                    leaf[index].copy_(state[name])
 
 
 def clip_gradients(gradients: list[Block], norms: Float[Tensor, " R"], max_norms: Float[Tensor, " R"]) -> None:

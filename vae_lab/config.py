@@ -51,7 +51,8 @@ class TrainerConfig:
     epochs: int = bounded(ge=1, le=1_000_000)
     batch_size: int = bounded(ge=1)
     clip_grad_norm: float | None = bounded(gt=0)  # per run; null: no clipping
-    patience: int | None = bounded(ge=1)  # epochs without a better val/loss; null: train all epochs
+    patience: int | None = bounded(ge=1)  # epochs without a better monitor after warm-up; null: train all epochs
+    monitor: str | None  # the validation metric that selects the best epoch; null: the objective's
     precision: Precision
     compile: bool
     checkpoint_every: int = bounded(ge=1)  # epochs
@@ -102,6 +103,21 @@ FREE_KEYS = (
     *("name", "device", "resume", "resume_allow", "tracking", "evaluation.figures", "data.root", "data.download", "data.cache"),
     *("trainer.checkpoint_every", "trainer.checkpoint_seconds"),
 )
+
+
+# Keys that came later, at the value that means what runs did before
+LATER_KEYS = {"data.classes": None, "trainer.monitor": None}
+# Keys that say nothing where they are null, so that the fingerprints of runs from before them stand
+SILENT_KEYS = ("trainer.monitor",)
+
+
+def complete(plain: dict[str, Any]) -> dict[str, Any]:
+    """The config of an earlier run, with the keys that came since."""
+    full = {group: dict(node) if isinstance(node, dict) else node for group, node in plain.items()}
+    for key, value in LATER_KEYS.items():
+        group, _, name = key.partition(".")
+        full[group].setdefault(name, value)
+    return full
 
 
 def typed(schema: type[T], node: Any, path: str) -> T:
@@ -180,7 +196,11 @@ def flatten(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def identity(plain: dict[str, Any]) -> dict[str, Any]:
     """The flat part of a config that decides a run's numbers: all but `FREE_KEYS`."""
     free = tuple(f"{key}." for key in FREE_KEYS)
-    return {key: value for key, value in flatten(plain).items() if key not in FREE_KEYS and not key.startswith(free)}
+    return {
+        key: value
+        for key, value in flatten(plain).items()
+        if key not in FREE_KEYS and not key.startswith(free) and not (value is None and key in SILENT_KEYS)
+    }
 
 
 def fingerprint(plain: dict[str, Any]) -> str:

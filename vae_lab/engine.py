@@ -44,6 +44,9 @@ class Run:
     scheduler: Scheduler
     patience: int | None
     clip_grad_norm: float | None
+    monitor: str  # the validation metric that selects the best epoch, as 'val/loss'
+    total_steps: int
+    settled_step: int  # from here on the loss is the same function in every step: warm-up is over
 
     epoch: int = 0  # finished epochs
     step: int = 0  # finished steps
@@ -51,7 +54,7 @@ class Run:
     state: State = field(default_factory=dict)  # parameters and buffers, current whenever the engine hands the run over
     optimizer_state: OptimizerState = field(default_factory=dict)
     best_epoch: int = 0
-    best_loss: float = math.inf
+    best_loss: float = math.inf  # of the monitored metric
     best_state: State = field(default_factory=dict)
     status: str = "running"  # then completed, stopped_early or failed
     error: str | None = None
@@ -90,6 +93,11 @@ def fit(runs: Sequence[Run], splits: Splits, trainer: TrainerConfig, device: tor
                     return
 
 
+def monitored(metrics: Metrics, name: str) -> float:
+    """What selects the best epoch: smaller is better, so that of an ELBO its negative."""
+    return metrics["val/nll"] + metrics["val/kl"] if name == "val/elbo" else metrics[name]
+
+
 class _Stretch:
     """A cohort between two changes of its membership."""
 
@@ -119,7 +127,7 @@ class _Stretch:
         self.feed = Feed([run.seed for run in self.places], shapes, splits, trainer.batch_size, device)
         self.sum_dtype = torch.float32 if device.type == "mps" else torch.float64
         self.checkpoint_at = time.monotonic() + trainer.checkpoint_seconds
-        self.val_noise = {} if splits.val is None else self.feed.noise(len(splits.val), "evaluation")
+        self.val_noise = {} if splits.val is None else self.feed.noise(len(splits.val), "validation")
 
     @torch.no_grad()
     def train_epoch(self) -> None:
@@ -129,6 +137,7 @@ class _Stretch:
         sums = torch.tensor([list(run.sums.values()) for run in self.places], dtype=self.sum_dtype, device=self.device).T
         step = torch.tensor(runs[0].step, device=self.device)
         health = Health(len(self.places), self.device)
+        self.cohort.train()
         for position, index, batch, noise in self.feed.epoch(runs[0].epoch, runs[0].step - runs[0].epoch * (last + 1)):
             terms, backward = self.cohort.step(batch, noise, step)
             step_sums = self._sums(terms)
@@ -170,21 +179,25 @@ class _Stretch:
             metrics["lr"] = run.optimizer.config.lr * lr_factors[index]
             if run.status == "failed":
                 continue
-            loss = metrics.get("val/loss", -math.inf)  # without validation the last epoch is the best
+            loss = monitored(metrics, run.monitor) if val else -math.inf  # without validation the last epoch is the best
             if loss < run.best_loss or loss == -math.inf:
                 run.best_epoch, run.best_loss, run.best_state = run.epoch, loss, self.cohort.run_state(index)
             if run.epoch >= self.trainer.epochs:
                 run.status = "completed"
-            elif run.patience is not None and run.epoch - run.best_epoch >= run.patience:
+            elif run.patience is not None and run.epoch - max(run.best_epoch, self._settled(run)) >= run.patience:
                 run.status = "stopped_early"
             if run.status != "running" and not run.best_state:
-                run.status, run.error = "failed", f"{run.name}: val/loss was never finite, so that no epoch is the best."
+                run.status, run.error = "failed", f"{run.name}: {run.monitor} was never finite, so that no epoch is the best."
             self.observer.on_epoch(run, metrics)
         due = self.runs[0].epoch % self.trainer.checkpoint_every == 0 and time.monotonic() >= self.checkpoint_at
         changed = any(run.status != "running" for run in self.runs)
         if due or changed or self.observer.should_stop():
             self._hand_over([run for run in self.runs if run.status != "failed"])
             self.checkpoint_at = time.monotonic() + self.trainer.checkpoint_seconds
+
+    def _settled(self, run: Run) -> int:
+        """The epoch with which a run's warm-up is over."""
+        return -(-run.settled_step // self.feed.num_steps)
 
     def _hand_over(self, runs: Sequence[Run]) -> None:
         """Copy states from the cohort to the runs, and say so."""
@@ -204,12 +217,13 @@ class _Stretch:
         return bool(culprits) and all(run.status == "failed" for run in self.runs)
 
     def _validate(self) -> list[Metrics]:
-        """Mean terms over the validation images; the same noise in every epoch."""
+        """Mean terms over the validation images: the same noise and the loss of the last step in every epoch, so that epochs compare."""
         val = self.splits.val
         if val is None:
             return []
         size = 4 * self.trainer.batch_size
-        step = torch.tensor(self.runs[0].step, device=self.device)
+        self.cohort.train(False)
+        step = torch.tensor(self.runs[0].total_steps, device=self.device)
         sums: Tensor | None = None
         names: list[str] = []
         for start in range(0, len(val), size):

@@ -195,7 +195,7 @@ def check(plain: dict[str, Any]) -> "Run":
     from vae_lab.config import Device, EvaluationConfig, Precision, TrainerConfig
     from vae_lab.data import load
     from vae_lab.graphs import check_compiler
-    from vae_lab.job import choose_device, make_run
+    from vae_lab.job import check_run, choose_device, make_run
 
     for group in REGISTERED_GROUPS:
         if not isinstance(plain.get(group), dict):
@@ -214,7 +214,10 @@ def check(plain: dict[str, Any]) -> "Run":
         raise ConfigError(f"trainer.precision=tf32 is CUDA's, and this run trains on {device.type}. Use fp32 or bf16.")
     if trainer.compile:
         check_compiler()
-    return make_run(plain, load(plain["data"]))
+    splits = load(plain["data"])
+    run = make_run(plain, splits)
+    check_run(plain, run, splits)
+    return run
 
 
 @contextlib.contextmanager

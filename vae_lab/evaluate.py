@@ -1,10 +1,10 @@
 """Test metrics of one trained system."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.distributions import Independent, Normal, kl_divergence
 
@@ -15,8 +15,16 @@ from vae_lab.data.base import to_float
 from vae_lab.distributions import reparameterize
 from vae_lab.engine import Run
 from vae_lab.models import LatentVariableModel
-from vae_lab.objectives.base import Batch
+from vae_lab.objectives.base import Batch, Noise, Terms
 from vae_lab.system import System
+
+
+class Evaluation(NamedTuple):
+    """Test metrics; on the CPU the terms, elbo and sse of each image, whose means stand in them; and the codes."""
+
+    metrics: dict[str, Any]
+    terms: dict[str, Float[Tensor, " N"]]
+    latents: "Latents"
 
 
 @dataclass(frozen=True)
@@ -27,46 +35,73 @@ class Latents:
     kl_per_latent: Float[Tensor, " D"] | None
 
 
+def measure(
+    system: System,
+    batch: Batch,
+    noise: Noise,
+    eps: Float[Tensor, "B D"] | None,
+    step: Int[Tensor, ""],
+) -> tuple[Terms, torch.distributions.Distribution]:
+    """The system's terms [B], with the squared error 'sse' of a reconstruction of its own; and the posterior.
+
+    The reconstruction is decoded from one code drawn from the posterior with `eps`, whatever noise the objective asked for.
+    """
+    terms = system(batch, noise, step)
+    q = system.model.posterior(batch.x)
+    mean = system.model.likelihood(reparameterize(q, eps)).mean
+    return terms | {"sse": (mean - batch.x).square().flatten(1).sum(1)}, q
+
+
 @torch.no_grad()
-def evaluate(system: System, images: Images, run: Run, config: EvaluationConfig) -> tuple[dict[str, Any], Latents]:
+def evaluate(
+    system: System, images: Images, run: Run, config: EvaluationConfig
+) -> Evaluation:
     """Mean terms of a run's system over `images`, which lie on its device, with noise from the run's own stream.
 
+    The system must be in evaluation mode; its loss is that of the run's last step, schedules at their end.
+
     Returns:
-        loss, nll and, with a KL term, kl and elbo = -(nll + kl), in nats per image; sse (squared error summed over pixels)
+        Metrics: loss, nll and, with a KL term, kl and elbo = -(nll + kl), in nats per image; sse (squared error summed over pixels)
         and mse (per pixel) of the reconstruction from the same posterior sample; active_units, the number of latents whose
         posterior mean varies by more than `active_threshold` (Burda et al. 2016, https://arxiv.org/abs/1509.00519);
         code_std, the standard deviation of each posterior mean over the images; and kl_per_latent.
     """
     model, device = system.model, images.x.device
+    shape = None if model.deterministic else (len(images), model.latent_dim)
+    own = rng.generator(run.seed, "evaluation", device=device)
+    eps = None if shape is None else torch.randn(shape, generator=own, device=device)
     draws = rng.generator(run.seed, "evaluation", device=device)
     noise = {
         name: torch.randn(len(images), *shape, generator=draws, device=device) for name, shape in system.noise_shapes().items()
     }
-    step = torch.tensor(run.step, device=device)
-    sums: dict[str, float] = {}
+    step = torch.tensor(run.total_steps, device=device)
+    parts: dict[str, list[Tensor]] = {}
     mus, kls = [], []
     for start in range(0, len(images), config.batch_size):
         here = slice(start, start + config.batch_size)
         batch = Batch(to_float(images.x[here]), None if images.y is None else images.y[here])
-        terms = system(batch, {name: draw[here] for name, draw in noise.items()}, step)
-        q = model.posterior(batch.x)
-        z = reparameterize(q, noise["eps"][here] if "eps" in noise else None)
-        sse = (model.likelihood(z).mean - batch.x).square().flatten(1).sum(1)
-        for name, term in (terms | {"sse": sse}).items():
-            sums[name] = sums.get(name, 0.0) + float(term.double().sum())
+        part_noise = {name: draw[here] for name, draw in noise.items()}
+        terms, q = measure(system, batch, part_noise, None if eps is None else eps[here], step)
+        for name, term in terms.items():
+            parts.setdefault(name, []).append(term.cpu())
         mus.append(q.mean)
         kls.append(_kl_per_latent(system, q))
     mu = torch.cat(mus)
     kl_per_latent = None if kls[0] is None else torch.cat(kls).mean(0)  # type: ignore[arg-type]
-    metrics: dict[str, Any] = {name: value / len(images) for name, value in sums.items()}
+    values = {name: torch.cat(terms) for name, terms in parts.items()}
+    metrics: dict[str, Any] = {
+        name: sum(float(term.double().sum()) for term in terms) / len(images) for name, terms in parts.items()
+    }
     if "kl" in metrics:
         metrics["elbo"] = -(metrics["nll"] + metrics["kl"])
+        values["elbo"] = -(values["nll"] + values["kl"])
     metrics["mse"] = metrics["sse"] / images.x[0].numel()
     metrics["active_units"] = int((mu.var(0) > config.active_threshold).sum())
     metrics["code_std"] = mu.std(0).tolist()
     if kl_per_latent is not None:
         metrics["kl_per_latent"] = kl_per_latent.tolist()
-    return metrics, Latents(mu.cpu(), None if kl_per_latent is None else kl_per_latent.cpu())
+    latents = Latents(mu.cpu(), None if kl_per_latent is None else kl_per_latent.cpu())
+    return Evaluation(metrics, values, latents)
 
 
 def _kl_per_latent(system: System, q: torch.distributions.Distribution) -> Float[Tensor, "B D"] | None:

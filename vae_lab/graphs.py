@@ -47,7 +47,9 @@ class Graphs:
 
         began = time.perf_counter()
         try:
-            record = make_fx(lambda *inputs: whole(*inputs))(blocks, buffers, batch, noise, step)
+            # Recording runs the step: on copies, since a step may write to its buffers.
+            copies = [block.clone() for block in blocks], {name: leaf.clone() for name, leaf in buffers.items()}
+            record = make_fx(lambda *inputs: whole(*inputs))(*copies, batch, noise, step)
             graph = torch.compile(record, fullgraph=True, dynamic=False, mode=self.mode)
             outputs = graph(blocks, buffers, batch, noise, step)
         except torch.OutOfMemoryError:

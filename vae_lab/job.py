@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,20 +13,31 @@ import torch
 
 from vae_lab import checkpoint, registry, resume
 from vae_lab.arithmetic import arithmetic
-from vae_lab.config import Device, EvaluationConfig, Precision, TrainerConfig, fingerprint, typed
+from vae_lab.config import Device, EvaluationConfig, Precision, TrainerConfig, complete, fingerprint, typed
 from vae_lab.data import Splits
 from vae_lab.data.base import dataset
 from vae_lab.engine import Run
-from vae_lab.errors import CheckpointError, ConfigError, DataError, Interrupted, StorageError, VaeLabError
+from vae_lab.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    Interrupted,
+    StorageError,
+    VaeLabError,
+    did_you_mean,
+)
 from vae_lab.feed import steps_per_epoch
+from vae_lab.inspection import Inspection
 from vae_lab.interrupt import interrupts
 from vae_lab.results import environment, summary
 from vae_lab.run_dir import RunDir
-from vae_lab.system import build_system
+from vae_lab.stacking import stack_key
+from vae_lab.system import System, build_system
 from vae_lab.tracking import Tracker
 from vae_lab.tracking.base import RunFacts
 
 log = logging.getLogger(__name__)
+_terms: dict[tuple[str, str], list[str]] = {}  # of the systems that were looked at: those of a sweep are mostly alike
 Config = dict[str, Any]
 
 
@@ -47,15 +59,44 @@ def make_run(cfg: Config, splits: Splits) -> Run:
         raise ConfigError(f"trainer.batch_size={trainer.batch_size} exceeds the {len(splits.train)} training images.")
     if trainer.patience is not None and splits.val is None:
         raise ConfigError("trainer.patience needs validation images, but data.val_size=0; set one of the two.")
+    system = build_system(cfg, dataset(cfg["data"]).image_shape)
+    settled_step = 0
+    if trainer.patience is not None:
+        settled_step = inspection(cfg, system, splits).settled_step(steps * trainer.epochs)
     return Run(
         name=cfg["name"],
         seed=cfg["seed"],
-        system=build_system(cfg, dataset(cfg["data"]).image_shape),
+        system=system,
         optimizer=registry.build("optimizer", cfg["optimizer"]),
         scheduler=registry.build("scheduler", cfg["scheduler"], steps_per_epoch=steps, total_steps=steps * trainer.epochs),
         patience=trainer.patience,
         clip_grad_norm=trainer.clip_grad_norm,
+        monitor=trainer.monitor or f"val/{system.objective.monitor}",
+        total_steps=steps * trainer.epochs,
+        settled_step=settled_step,
     )
+
+
+def inspection(cfg: Config, system: System, splits: Splits) -> Inspection:
+    """A look at a run's system with its training images; files of what its config chose are named."""
+    sources = [registry.get(group, cfg[group]["name"]) for group in ("objective", "model", "loss", "network")]
+    return Inspection(system, splits.train, sources)
+
+
+def check_run(cfg: Config, run: Run, splits: Splits) -> None:
+    """Raise `ConfigError` for what would go wrong in or after the training of a run."""
+    key = stack_key(run.system), splits.digest
+    if key not in _terms:
+        _terms[key] = inspection(cfg, run.system, splits).check()
+    known = [f"val/{name}" for name in _terms[key]]
+    known += ["val/elbo"] if {"val/nll", "val/kl"} <= {*known} else []
+    if run.monitor not in known:
+        raise ConfigError(
+            f"trainer.monitor={run.monitor}: this run has no such number. Choose from: {', '.join(known)}."
+            f"{did_you_mean(run.monitor, known)}"
+        )
+    if cfg["trainer"].get("monitor") is not None and splits.val is None:
+        raise ConfigError("trainer.monitor needs validation images, but data.val_size=0; set one of the two.")
 
 
 @dataclass
@@ -156,14 +197,18 @@ def restore(job: Job, at: int | None = None) -> None:
             f"{job.run_dir.path} was trained on other images (digest {manifest['data']}, now {job.splits.digest}): the data set "
             "has changed since. Put the old files back, or start a new run."
         )
-    resume.check_state(folder, found.model, run.system.state_dict())
+    state = run.system.without_settings(found.model)
+    resume.check_state(folder, state, run.system.state())
     run.epoch, run.step, run.sums, run.status = (training[key] for key in ("epoch", "step", "sums", "status"))
     if run.status == "completed" and run.epoch < job.cfg["trainer"]["epochs"]:
         run.status = "running"  # resume_allow=[trainer.epochs]
-    run.state = {name: tensor.to(job.device) for name, tensor in found.model.items()}
+    run.state = {name: tensor.to(job.device) for name, tensor in state.items()}
     run.optimizer_state = training["optimizer"]
     best = training["best"]
-    run.best_epoch, run.best_loss, run.best_state = best["epoch"], best["loss"], best["state"]
+    run.best_epoch, run.best_loss = best["epoch"], best["loss"]
+    run.best_state = run.system.without_settings(best["state"])
+    if changed:
+        take_changes(run, make_run(complete(job.run_dir.read_config()), job.splits))
     job.seconds_before = training["seconds"]
     differs = resume.environment_changes(manifest["environment"], environment(job.device))
     if manifest["cohort"] != job.cohort:
@@ -173,6 +218,20 @@ def restore(job: Job, at: int | None = None) -> None:
     notes += [f"not at a later checkpoint: {' '.join(problems)}"] if problems else []
     notes += [f"not bit-exact: {resume.describe_changes(differs)}"] if differs else []
     log.warning("%s", "; ".join(notes), extra=job.tag)
+
+
+def take_changes(run: Run, before: Run) -> None:
+    """Have changes of the config count in a restored run: `before` is a new one of its earlier config."""
+    then = dict(before.system.named_buffers())
+    now = {
+        name: buffer
+        for name, buffer in run.system.named_buffers()
+        if name in then and not torch.equal(buffer, then[name])
+    }
+    # A buffer that follows from the config is a setting, declared as one or not.
+    run.state |= {name: buffer.to(run.state[name].device) for name, buffer in now.items() if name in run.state}
+    if now or run.monitor != before.monitor or stack_key(run.system) != stack_key(before.system):
+        run.best_loss, run.best_epoch = math.inf, run.epoch  # of another function
 
 
 def facts_of(job: Job) -> RunFacts:
@@ -193,11 +252,12 @@ def finish(job: Job) -> dict[str, Any]:
     from vae_lab.evaluate import evaluate
 
     config = typed(EvaluationConfig, job.cfg["evaluation"], "evaluation")
-    system = job.run.system.to(job.device)
-    system.load_state_dict(job.run.best_state)
+    system = job.run.system.to(job.device).eval()
+    system.load_state(job.run.best_state)
     test_images = job.splits.test.to(job.device)
     with arithmetic(Precision.fp32, job.device, 0.0):
-        test, latents = evaluate(system, test_images, job.run, config)
+        test, terms, latents = evaluate(system, test_images, job.run, config)
+    job.run_dir.write_test_terms({name: values.numpy() for name, values in terms.items()})
     interrupts.check()
     figures: list[Path] = []
     if config.figures:

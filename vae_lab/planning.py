@@ -131,7 +131,7 @@ class Cost:
 
 def stacking_key(cfg: dict[str, Any], run: "Run") -> str:
     """Equal for two jobs exactly when one cohort may train both."""
-    from vae_lab.cohort import stack_key
+    from vae_lab.stacking import stack_key
 
     common = {key: cfg[key] for key in ("data", "device")} | {"optimizer": cfg["optimizer"]["name"]}
     trainer = {key: value for key, value in cfg["trainer"].items() if key not in ("patience", "clip_grad_norm")}

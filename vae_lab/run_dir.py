@@ -1,5 +1,6 @@
 """The files of a run directory: their names and their schema. Nothing else knows them, and torch is not needed here."""
 
+import io
 import json
 import math
 import os
@@ -25,6 +26,7 @@ class RunDir:
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.jsonl"
         self.results = self.path / "results.json"
+        self.test_terms = self.path / "test_terms.npz"  # of each test image, as results.json has their means
         self.checkpoints = self.path / "checkpoints"
         self.figures = self.path / "figures"
         self.log = self.path / "run.log"
@@ -70,6 +72,14 @@ class RunDir:
         """The summary. Its presence means that the run ended."""
         write_atomic(self.results, strict_json(results, indent=2) + "\n")
 
+    def write_test_terms(self, terms: dict[str, Any]) -> None:
+        """NumPy arrays [N], one number per test image each, compressed."""
+        import numpy as np
+
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **terms)
+        write_atomic(self.test_terms, buffer.getvalue())
+
     def read_results(self) -> dict[str, Any] | None:
         return json.loads(self.results.read_text(encoding="utf-8")) if self.results.exists() else None
 
@@ -110,14 +120,14 @@ def strict_json(row: dict[str, Any], indent: int | None = None) -> str:
     return json.dumps(cleaned | {"nonfinite": wrong} if wrong else cleaned, indent=indent, allow_nan=False)
 
 
-def write_atomic(path: Path, text: str) -> None:
+def write_atomic(path: Path, content: str | bytes) -> None:
     """Replace a file as a whole: a reader sees the old or the new one, also after a crash."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with storage_errors(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write(text)
+            with temporary.open("wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)

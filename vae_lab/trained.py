@@ -19,7 +19,7 @@ from torch.distributions import Distribution
 
 from vae_lab import rng
 from vae_lab.arrays import Array, Reader, code_reader, image_reader, in_kind
-from vae_lab.config import Device, EvaluationConfig, typed
+from vae_lab.config import Device, EvaluationConfig, complete, typed
 from vae_lab.data.base import dataset
 from vae_lab.distributions import kl, reparameterize
 from vae_lab.errors import ConfigError, did_you_mean
@@ -223,11 +223,12 @@ def load(run_dir: Path | str, checkpoint: str = "best", device: str = "auto", on
     chosen, folder = choose_device(Device(device)), RunDir(run_dir)
     cfg = read_config(folder)
     found, manifest = read_weights(folder, checkpoint, cfg)
-    cfg["data"] = {"classes": None} | cfg["data"]  # a run from before there was this key kept all classes
+    cfg = complete(cfg)
     image_shape = dataset(cfg["data"]).image_shape
     system = build_system(cfg, image_shape)
-    check_state(folder.checkpoints / checkpoint, found, system.state_dict())
-    system.load_state_dict(found)
+    state = system.without_settings(found)
+    check_state(folder.checkpoints / checkpoint, state, system.state())
+    system.load_state(state)
     system.to(chosen).eval().requires_grad_(False)
     batch_size = typed(EvaluationConfig, cfg["evaluation"], "evaluation").batch_size
     return TrainedRun(folder, cfg, system, manifest, image_shape, chosen, batch_size, on_batch)

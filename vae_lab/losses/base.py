@@ -5,11 +5,13 @@ from typing import ClassVar
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution
 
+from vae_lab.settings import Configured
 
-class Likelihood(nn.Module, ABC):
+
+class Likelihood(Configured, ABC):
     """p(x given z) as a distribution made from the decoder's output."""
 
     normalised_on_grey: ClassVar[bool] = True  # false: a density over {0, 1} only, whatever it is evaluated at

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution
@@ -25,7 +24,7 @@ class BCE(Likelihood):
 
     def __init__(self, config: Config):
         super().__init__()
-        self.register_buffer("scale", torch.ones(()))
+        self.setting("scale", 1.0)
 
     def forward(self, output: Float[Tensor, "*batch C H W"]) -> Distribution:
         return bernoulli(output.float())

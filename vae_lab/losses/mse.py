@@ -37,7 +37,7 @@ class MSE(Likelihood):
     def __init__(self, config: Config):
         super().__init__()
         self.output = config.output
-        self.register_buffer("variance", torch.tensor(0.5))
+        self.setting("variance", 0.5)
 
     def forward(self, output: Float[Tensor, "*batch C H W"]) -> Distribution:
         return gaussian(self.output.mean(output.float()), self.variance)

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from vae_lab.losses import Likelihood
+from vae_lab.settings import Configured
 
 
-class Autoencoder(nn.Module, ABC):
+class Autoencoder(Configured, ABC):
     """Images to codes and back."""
 
     deterministic: ClassVar[bool]  # the posterior is a single code, so that no noise is drawn

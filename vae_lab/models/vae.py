@@ -39,7 +39,7 @@ class VAE(LatentVariableModel):
         self.encoder = network.encoder(2 * config.latent_dim)
         self.decoder = network.decoder(config.latent_dim)
         self.loss = loss
-        self.register_buffer("prior_mu", torch.zeros(config.latent_dim))
+        self.setting("prior_mu", torch.zeros(config.latent_dim))
 
     def posterior(self, x: Float[Tensor, "B C H W"]) -> Distribution:
         mu, logvar = self.encoder(x).float().chunk(2, dim=-1)

@@ -4,9 +4,10 @@ from abc import ABC, abstractmethod
 from typing import ClassVar, Generic, NamedTuple, TypeVar
 
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from vae_lab.models import Autoencoder
+from vae_lab.settings import Configured
 
 M = TypeVar("M", bound=Autoencoder)
 Noise = dict[str, Tensor]
@@ -20,10 +21,11 @@ class Batch(NamedTuple):
     y: Int[Tensor, " B"] | None = None
 
 
-class Objective(nn.Module, ABC, Generic[M]):
-    """A function of a model and a batch. Numbers that may be swept are buffers, so that stacked runs keep their own."""
+class Objective(Configured, ABC, Generic[M]):
+    """A function of a model and a batch. Numbers that may be swept are settings, so that stacked runs keep their own."""
 
     requires: ClassVar[type[Autoencoder]]
+    monitor: ClassVar[str] = "loss"  # the validation term that selects the best epoch, unless trainer.monitor names another
 
     def noise_shapes(self, model: M) -> dict[str, tuple[int, ...]]:
         """Standard normal noise wanted per image, by name and shape; the engine draws it from the run's own stream."""

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -32,7 +31,7 @@ class ELBO(Objective[LatentVariableModel]):
 
     def __init__(self, config: Config):
         super().__init__()
-        self.register_buffer("beta", torch.tensor(config.beta))
+        self.setting("beta", config.beta)
 
     def forward(self, model: LatentVariableModel, batch: Batch, noise: Noise, step: Int[Tensor, ""]) -> Terms:
         q = model.posterior(batch.x)
