@@ -17,6 +17,7 @@ from vae_lab.checkpoint import load as load_checkpoint
 from vae_lab.run_dir import RunDir, strict_json
 
 FILES = {
+    "test_terms.npz",
     *(".lock", "config.yaml", "metrics.jsonl", "results.json", "run.log"),
     *(f".hydra/{name}.yaml" for name in ("config", "hydra", "overrides")),
     *(f"checkpoints/{name}/{file}" for name in ("last", "best") for file in ("model.safetensors", "training.pt", "manifest.json")),

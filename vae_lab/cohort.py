@@ -43,7 +43,7 @@ class Cohort:
         if len({stack_key(system) for system in distinct}) != 1:
             raise ValueError(f"These {len(systems)} systems differ in architecture and cannot be stacked.")
         for system in distinct:
-            system.to(device)
+            system.to(device).train()
         self.template = systems[0]
         self.size = len(systems)
         with torch.no_grad():

@@ -55,8 +55,15 @@ def slug(text: str) -> str:
     return f"{clean.encode()[:120].decode(errors='ignore')}-{digest}"
 
 
+def variant(name: str, objective: str, _root_: DictConfig) -> str:
+    """What a model is called: its YAML's name, with the objective where that is not the model's own."""
+    chosen = _root_.objective.name
+    return name if chosen == objective else f"{name}+{chosen}"
+
+
 ConfigStore.instance().store(group="hydra/schema", name="config", node=RunConfig)
 OmegaConf.register_new_resolver("slug", slug, replace=True)
+OmegaConf.register_new_resolver("variant", variant, replace=True)
 
 
 def prepare(argv: Sequence[str]) -> list[str]:

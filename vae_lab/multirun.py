@@ -92,8 +92,10 @@ def _start_worker(folder: Path, options: SweepOptions) -> Worker:
 def _planned(folder: Path, composed: Sequence[tuple[DictConfig, Path]], offset: int) -> list[Planned]:
     from vae_lab.data.base import dataset
     from vae_lab.entry import check
+    from vae_lab.stacking import incomparable
 
     costs: dict[str, Cost] = {}
+    apart: set[str] = set()
     jobs = []
     for index, (cfg, path) in enumerate(composed):
         plain = to_plain(cfg)
@@ -101,9 +103,13 @@ def _planned(folder: Path, composed: Sequence[tuple[DictConfig, Path]], offset: 
             plain["tracking"]["group"] = folder.name
         run = check(plain)
         key = stacking_key(plain, run)
+        apart |= set(incomparable(run.system))
         if key not in costs:
             costs[key] = Cost.of(run, dataset(plain["data"]).image_shape, plain["trainer"]["batch_size"])
         jobs.append(Planned(offset + index, plain, path, key, costs[key]))
+    if apart:
+        what = ", ".join(sorted(apart)[:3])
+        sys.stderr.write(f"runs are not stacked, since {what} cannot be compared\n")
     return jobs
 
 

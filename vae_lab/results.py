@@ -55,6 +55,11 @@ def summary(
         "network": cfg["network"]["name"],
         "data": cfg["data"]["name"],
         "data_digest": splits.digest,
+        "scale": {
+            "images": splits.test.digest,
+            "likelihood": "cross_entropy" if grey else run.system.model.loss.kind,
+            "conditional": False,
+        },
         "binarize": cfg["data"]["binarize"],
         "latent_dim": cfg["latent_dim"],
         "hidden_dims": cfg["hidden_dims"],

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 NAMED = (torch.dtype, torch.device, torch.layout, torch.memory_format, range, slice, PurePath)
 CONTAINERS = (dict, OrderedDict, types.MappingProxyType, list, tuple, torch.Size, deque, set, frozenset)
-_HEAP_TYPE = 1 << 9  # CPython's Py_TPFLAGS_HEAPTYPE: a class written in Python
 _unique = count()
 
 
@@ -120,7 +119,7 @@ class _Description:
         if isinstance(value, types.BuiltinFunctionType):
             bound = not isinstance(value.__self__, types.ModuleType | type | None)
             return None if bound else _name(value)
-        if not _is_written_in_python(type(value)):
+        if not _is_all_in_attributes(value):
             return None
         return self._contents(value, path) + self._attributes(value, path)
 
@@ -151,10 +150,18 @@ def _plain(module: nn.Module) -> dict[str, Any]:
     return dict(sorted(own.items()))
 
 
-def _is_written_in_python(cls: type) -> bool:
-    """Whether all that objects of a class keep is in their attributes and elements."""
-    known = (object, *CONTAINERS, types.SimpleNamespace)
-    return all(base in known or base.__flags__ & _HEAP_TYPE for base in cls.__mro__)
+def _is_all_in_attributes(value: Any) -> bool:
+    """Whether all that an object keeps is in its attributes and elements, and nothing in memory of its own."""
+    cls = type(value)
+    if cls in (*CONTAINERS, types.SimpleNamespace):
+        return True
+    if (cls.__reduce__, cls.__reduce_ex__) != (object.__reduce__, object.__reduce_ex__):
+        return False  # it needs more than its attributes to be made again
+    try:
+        value.__reduce_ex__(2)  # refused for what Python does not see
+    except Exception:
+        return False
+    return True
 
 
 def _slots(cls: type) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from vae_lab.interrupt import interrupts
 from vae_lab.job import Config, Job, choose_device, common_step, concluded, facts_of, finish, make_run, restore, save
 from vae_lab.progress import Progress, ProgressBar, epoch_line, print_results, title
 from vae_lab.run_dir import RunDir
+from vae_lab.stacking import incomparable
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +74,9 @@ def train_cohort(
         ready = [job for job in jobs if id(job) not in outcomes]
         counts = f"{len(splits.train):,} training, {len(splits.val or ()):,} validation, {len(splits.test):,} test images"
         for job in ready:
+            if obstacles := incomparable(job.run.system):
+                what = ", ".join(obstacles[:3])
+                log.info("%s cannot be compared: this run is never stacked with others", what, extra=job.tag)
             console.print(title(job.results()), highlight=False, soft_wrap=True)
         console.print(f"{counts}, {device}", highlight=False)
         steps = steps_per_epoch(len(splits.train), trainer.batch_size)

@@ -14,6 +14,7 @@ from vae_lab.settings import Configured
 class Likelihood(Configured, ABC):
     """p(x given z) as a distribution made from the decoder's output."""
 
+    kind: ClassVar[str] = "density"  # what its log-likelihoods are logarithms of; other kinds are other scales
     normalised_on_grey: ClassVar[bool] = True  # false: a density over {0, 1} only, whatever it is evaluated at
 
     @abstractmethod

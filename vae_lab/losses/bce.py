@@ -15,6 +15,7 @@ from vae_lab.registry import register
 class BCE(Likelihood):
     """Decoder outputs are logits. On grey pixels this is the usual cross-entropy, not a normalised likelihood."""
 
+    kind = "binary"
     normalised_on_grey = False
     scale: Tensor
 
