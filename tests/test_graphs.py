@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.test_engine import CPU, SMALL, Listener, sha, train
+from tests.variants import BatchNormed, chosen
 from vae_lab import engine
 from vae_lab.cohort import Cohort
 from vae_lab.config import Precision, TrainerConfig, typed
@@ -107,6 +108,17 @@ def test_runs_may_leave_a_compiled_cohort(compose, shapes: list) -> None:
     fit(going_on, splits, typed(TrainerConfig, cfgs[0]["trainer"], "trainer"), CPU, Listener())
     expected = [run for run, before in zip(runs, stopped, strict=True) if before.status == "running"]
     assert [sha(run.best_state) for run in going_on] == [sha(run.best_state) for run in expected]
+
+
+def test_recording_a_step_does_not_take_it(compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a forward pass writes to buffers is written once a step, for each shape of images too."""
+    cfg = chosen(monkeypatch, compose(*SMALL), "network", BatchNormed, hidden_dims=[16])
+    (eager,), _ = train([cfg])
+    (run,), _ = train([compiled(cfg)])
+    name = "model.encoder.2.num_batches_tracked"
+    assert int(run.state[name]) == int(eager.state[name]) == run.step
+    mean = "model.encoder.2.running_mean"
+    assert torch.allclose(run.state[mean], eager.state[mean], rtol=1e-3, atol=1e-5)
 
 
 def test_sizes_of_shrinking_cohorts() -> None:

@@ -118,7 +118,8 @@ class Misbehaving(Base):
 
     def forward(self, model, batch, noise, step):
         terms = super().forward(model, batch, noise, step)
-        return getattr(self, self.deed)(terms, batch) or terms
+        instead = getattr(self, self.deed)(terms, batch)
+        return terms if instead is None else instead
 
     def draws_by_torch(self, terms, batch):
         terms["loss"] = terms["loss"] + torch.randn_like(terms["loss"])

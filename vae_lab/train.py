@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from vae_lab import registry
-from vae_lab.config import Device, TrainerConfig, fingerprint, typed
+from vae_lab.config import Device, TrainerConfig, complete, fingerprint, typed
 from vae_lab.data import load
 from vae_lab.engine import Metrics, Run, fit
 from vae_lab.errors import NonFiniteError
@@ -55,6 +55,7 @@ def train_cohort(
     Returns:
         Each run's results, or what ended it, in order.
     """
+    cfgs = [complete(cfg) for cfg in cfgs]
     trainer = typed(TrainerConfig, cfgs[0]["trainer"], "trainer")
     splits, device = load(cfgs[0]["data"]), choose_device(Device(cfgs[0]["device"]))
     cohort = sorted(fingerprint(cfg) for cfg in cfgs)
