@@ -117,8 +117,8 @@ def test_recording_a_step_does_not_take_it(compose, monkeypatch: pytest.MonkeyPa
     (run,), _ = train([compiled(cfg)])
     name = "model.encoder.2.num_batches_tracked"
     assert int(run.state[name]) == int(eager.state[name]) == run.step
-    mean = "model.encoder.2.running_mean"
-    assert torch.allclose(run.state[mean], eager.state[mean], rtol=1e-3, atol=1e-5)
+    variance = "model.encoder.2.running_var"  # the mean has a bias whose gradient is rounding noise
+    assert torch.allclose(run.state[variance], eager.state[variance], rtol=1e-3)
 
 
 def test_sizes_of_shrinking_cohorts() -> None:
