@@ -189,9 +189,7 @@ class Dense(Network):
         raise NotImplementedError
 
     def encoder(self, out_features: int) -> nn.Module:
-        return nn.Sequential(
-            nn.Flatten(), nn.Linear(self.pixels, 16), self.inside(), nn.ReLU(), nn.Linear(16, out_features)
-        )
+        return nn.Sequential(nn.Flatten(), nn.Linear(self.pixels, 16), self.inside(), nn.ReLU(), nn.Linear(16, out_features))
 
     def decoder(self, in_features: int) -> nn.Module:
         layers = [nn.Linear(in_features, 16), nn.ReLU(), nn.Linear(16, self.pixels)]
@@ -242,5 +240,3 @@ def chosen(monkeypatch: pytest.MonkeyPatch, cfg: dict, group: str, cls: type, **
     registry.names(group)
     monkeypatch.setitem(registry._entries[group], cls.__name__.lower(), cls)
     return cfg | {group: {"name": cls.__name__.lower(), **values}}
-
-
