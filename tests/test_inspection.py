@@ -32,6 +32,10 @@ DEEDS = {
     "branches": "branches on the value of a tensor; write arithmetic or torch.where",
     "keeps_state": r"keeps state in its forward pass \(objective.calls\)",
     "replaces_a_buffer": "replaces one of its buffers in its forward pass",
+    "writes_to_images": "changes its images or its noise in place",
+    "writes_to_parameters": "writes to objective.scale in training",
+    "writes_when_evaluated": "writes to objective.beta in evaluation",
+    "trains_nothing": "the loss depends on no parameter",
     "raises": "KeyError: 'nothing here'",
     "leaves": "SystemExit: 0",
 }
@@ -56,6 +60,21 @@ def test_a_decoder_of_another_size(monkeypatch, compose) -> None:
     cfg = chosen(monkeypatch, compose(*SMALL), "network", WrongSize, **NETWORK)
     with pytest.raises(ConfigError, match=r"images are decoded to \[2, 1, 1, 1\], not \[2, 1, 8, 8\]"):
         check(cfg)
+
+
+@pytest.mark.parametrize(("cls", "reason"), [
+    (variants.Double, "the parameter model.encoder.2.weight is torch.float64; parameters have a shape and are float32"),
+    (variants.Lazy, "the parameter model.encoder.2.weight is lazy"),
+])  # fmt: skip
+def test_parameters_that_cannot_be_stacked(cls: type, reason: str, monkeypatch, compose) -> None:
+    with pytest.raises(ConfigError, match=f"^{HERE}: {reason}"):
+        check(chosen(monkeypatch, compose(*SMALL), "network", cls, **NETWORK))
+
+
+def test_a_buffer_in_shared_memory_is_no_obstacle(monkeypatch, compose, tmp_path: Path) -> None:
+    cfg = chosen(monkeypatch, compose(*SMALL, "trainer.epochs=1"), "network", variants.Expanded, **NETWORK)
+    check(cfg)
+    assert quietly(cfg, tmp_path / "run")["status"] == "completed"
 
 
 def test_no_folder_is_left_by_a_refused_plugin(command, tmp_path: Path) -> None:

@@ -116,6 +116,10 @@ class Misbehaving(Base):
 
     deed = ""
 
+    def keep(self, beta: float) -> None:
+        super().keep(beta)
+        self.scale = nn.Parameter(torch.tensor(1.0))
+
     def forward(self, model, batch, noise, step):
         terms = super().forward(model, batch, noise, step)
         instead = getattr(self, self.deed)(terms, batch)
@@ -163,6 +167,20 @@ class Misbehaving(Base):
 
     def raises(self, terms, batch):
         raise KeyError("nothing here")
+
+    def writes_to_images(self, terms, batch):
+        batch.x.mul_(0.5)
+
+    def writes_to_parameters(self, terms, batch):
+        with torch.no_grad():
+            self.scale.mul_(1.5)
+
+    def writes_when_evaluated(self, terms, batch):
+        if not self.training:
+            self.beta.mul_(1.5)
+
+    def trains_nothing(self, terms, batch):
+        terms["loss"] = terms["loss"].detach()
 
     def leaves(self, terms, batch):
         raise SystemExit(0)
@@ -218,6 +236,29 @@ class WrongSize(Dense):
 
     def decoder(self, in_features: int) -> nn.Module:
         return nn.Sequential(nn.Linear(in_features, 1), nn.Unflatten(-1, (1, 1, 1)))
+
+
+class Double(Dense):
+    """With parameters in double precision."""
+
+    def inside(self) -> nn.Module:
+        return nn.Linear(16, 16).double()
+
+
+class Lazy(Dense):
+    """With a layer that learns its shape when it is called."""
+
+    def inside(self) -> nn.Module:
+        return nn.LazyLinear(16)
+
+
+class Expanded(Dense):
+    """With a buffer whose elements share their memory."""
+
+    def inside(self) -> nn.Module:
+        layer = nn.Linear(16, 16)
+        layer.register_buffer("constant", torch.ones(1).expand(16))
+        return layer
 
 
 class Tied(Dense):

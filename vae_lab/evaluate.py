@@ -53,9 +53,7 @@ def measure(
 
 
 @torch.no_grad()
-def evaluate(
-    system: System, images: Images, run: Run, config: EvaluationConfig
-) -> Evaluation:
+def evaluate(system: System, images: Images, run: Run, config: EvaluationConfig) -> Evaluation:
     """Mean terms of a run's system over `images`, which lie on its device, with noise from the run's own stream.
 
     The system must be in evaluation mode; its loss is that of the run's last step, schedules at their end.

@@ -55,6 +55,9 @@ class Inspection:
         self.files = [file for file in files if not file.is_relative_to(OWN)] or files[:1]
         x, y = images.take(torch.tensor([0, min(1, len(images) - 1)]))
         self.batch = Batch(to_float(x), y)
+        for name, parameter in system.named_parameters():
+            if isinstance(parameter, nn.UninitializedParameter) or parameter.dtype != torch.float32:
+                self.refuse(f"the parameter {name} is {_kind(parameter)}; parameters have a shape and are float32")
         draws = rng.generator(0, "inspection")
         with self.explained():
             shapes = system.noise_shapes()
@@ -71,41 +74,43 @@ class Inspection:
         for training in (True, False):
             with self.explained(), self.untouched(training), torch.no_grad():
                 self._check_names(self.system.objective(self.system.model, self.batch, self.noise, torch.tensor(0)))
+            with self.explained(), self.untouched(training), torch.no_grad():
                 stacked = self.stacked()
-                alone = self.system(self.batch, self.noise, torch.tensor(0))
+                alone = self.alone()
             self._check_terms(alone)
             self._check_stacked(alone, stacked)
+        with self.explained(), self.untouched(training=True):
+            self._check_gradient(self.alone()["loss"])
         with self.explained(), self.untouched(training=False), torch.no_grad():
-            q = self.system.model.posterior(self.batch.x)
-            mean = self.system.model.likelihood(reparameterize(q, self.eps)).mean
-            if mean.shape != self.batch.x.shape:
-                self.refuse(f"images are decoded to {_shape(mean)}, not {_shape(self.batch.x)}")
+            self._check_images()
             measure(self.system, self.batch, self.noise, self.eps, torch.tensor(0))
+            self.system.beta_eff()
         return list(alone)
 
     def settled_step(self, total_steps: int) -> int:
         """The first step from which on the loss is the function that it is in the last one; 0 where no step matters."""
         with self.explained(), self.untouched(training=False), torch.no_grad():
-            last = self._loss(total_steps)
+            last = self.alone(total_steps)["loss"]
             steps = sorted({total_steps * probe // PROBES for probe in range(PROBES)})
-            changing = [step for step in steps if not self._same(self._loss(step), last)]
+            changing = [step for step in steps if not self._same(self.alone(step)["loss"], last)]
             if not changing:
                 return 0
             before, after = changing[-1], min([*(step for step in steps if step > changing[-1]), total_steps])
             while after - before > 1:
                 middle = (before + after) // 2
-                if self._same(self._loss(middle), last):
+                if self._same(self.alone(middle)["loss"], last):
                     after = middle
                 else:
                     before = middle
             return after
 
-    def _loss(self, step: int) -> Tensor:
-        return self.system(self.batch, self.noise, torch.tensor(step))["loss"]
-
     @staticmethod
     def _same(one: Tensor, other: Tensor) -> bool:
         return torch.allclose(one, other, rtol=1e-6, atol=0.0, equal_nan=True)
+
+    def alone(self, step: int = 0) -> Terms:
+        """The terms [B]."""
+        return self.system(self.batch, self.noise, torch.tensor(step))
 
     def stacked(self) -> Terms:
         """The terms [2, B] of two such runs."""
@@ -132,6 +137,24 @@ class Inspection:
             if not term.is_floating_point():
                 self.refuse(f"the term '{name}' is {term.dtype}, not floating point")
 
+    def _check_gradient(self, loss: Tensor) -> None:
+        parameters = list(self.system.parameters())
+        gradients = [None]
+        if loss.requires_grad:
+            gradients = list(torch.autograd.grad(loss.sum(), parameters, allow_unused=True))
+        if all(gradient is None for gradient in gradients):
+            self.refuse("the loss depends on no parameter, so that there is nothing to train")
+
+    def _check_images(self) -> None:
+        """A code of the posterior and the image it is decoded to."""
+        model, x = self.system.model, self.batch.x
+        z = reparameterize(model.posterior(x), self.eps)
+        if z.shape != self.eps.shape:
+            self.refuse(f"the code of two images is {_shape(z)}, not {_shape(self.eps)}")
+        mean = model.likelihood(z).mean
+        if mean.shape != x.shape:
+            self.refuse(f"images are decoded to {_shape(mean)}, not {_shape(x)}")
+
     def _check_stacked(self, alone: Terms, stacked: Terms) -> None:
         for name, term in alone.items():
             if not torch.allclose(stacked[name], _twice(term), TOLERANCE, TOLERANCE, equal_nan=True):
@@ -143,20 +166,33 @@ class Inspection:
     @contextmanager
     def untouched(self, training: bool) -> Iterator[None]:
         """Call the system in or out of training mode; its tensors are restored, and it must have kept nothing else."""
-        tensors = [*self.system.parameters(), *self.system.buffers()]
+        own = [*self.system.named_parameters(), *self.system.named_buffers()]
+        tensors = [tensor for _, tensor in own]
         copies = [tensor.detach().clone() for tensor in tensors]
         before, streams = describe(self.system), _streams()
+        inputs = [self.batch.x, *self.noise.values()]
+        versions = [tensor._version for tensor in inputs]
         mode = self.system.training
         self.system.train(training)
         try:
             yield
         finally:
             self.system.train(mode)
+            written = []
             with torch.no_grad():
-                for tensor, copy in zip(tensors, copies, strict=True):
-                    tensor.copy_(copy)
+                for (name, tensor), copy in zip(own, copies, strict=True):
+                    if not torch.equal(tensor, copy):
+                        written.append(name)
+                        tensor.copy_(copy)
         if _streams() != streams:
+            self.stacked()  # where torch's draws are refused, and so found
             self.refuse(DRAWS)
+        if [tensor._version for tensor in inputs] != versions:
+            self.refuse("changes its images or its noise in place; make a new tensor")
+        parameters = {name for name, _ in self.system.named_parameters()}
+        if wrong := [name for name in written if not training or name in parameters]:
+            mode_name = "training" if training else "evaluation"
+            self.refuse(f"writes to {wrong[0]} in {mode_name}; a forward pass may write to buffers, in training")
         after = describe(self.system)
         changed = [name for name in after if before.get(name) != after[name]]
         if changed and not incomparable(self.system):
@@ -208,6 +244,10 @@ def _streams() -> list[Any]:
 
 def _twice(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else torch.stack([tensor, tensor])
+
+
+def _kind(parameter: nn.Parameter) -> str:
+    return "lazy" if isinstance(parameter, nn.UninitializedParameter) else str(parameter.dtype)
 
 
 def _shape(value: Any) -> str:

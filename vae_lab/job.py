@@ -85,9 +85,10 @@ def inspection(cfg: Config, system: System, splits: Splits) -> Inspection:
 
 def check_run(cfg: Config, run: Run, splits: Splits) -> None:
     """Raise `ConfigError` for what would go wrong in or after the training of a run."""
+    look = inspection(cfg, run.system, splits)
     key = stack_key(run.system), splits.digest
     if key not in _terms:
-        _terms[key] = inspection(cfg, run.system, splits).check()
+        _terms[key] = look.check()
     known = [f"val/{name}" for name in _terms[key]]
     known += ["val/elbo"] if {"val/nll", "val/kl"} <= {*known} else []
     if run.monitor not in known:
@@ -223,11 +224,7 @@ def restore(job: Job, at: int | None = None) -> None:
 def take_changes(run: Run, before: Run) -> None:
     """Have changes of the config count in a restored run: `before` is a new one of its earlier config."""
     then = dict(before.system.named_buffers())
-    now = {
-        name: buffer
-        for name, buffer in run.system.named_buffers()
-        if name in then and not torch.equal(buffer, then[name])
-    }
+    now = {name: buffer for name, buffer in run.system.named_buffers() if name in then and not torch.equal(buffer, then[name])}
     # A buffer that follows from the config is a setting, declared as one or not.
     run.state |= {name: buffer.to(run.state[name].device) for name, buffer in now.items() if name in run.state}
     if now or run.monitor != before.monitor or stack_key(run.system) != stack_key(before.system):

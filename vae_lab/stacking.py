@@ -61,8 +61,7 @@ class _Description:
 
     def lines(self) -> dict[str, str]:
         lines = {
-            f"{name}:": f"{name}: {tuple(tensor.shape)} {tensor.dtype} {tensor.requires_grad}"
-            for name, tensor in self.tensors
+            f"{name}:": f"{name}: {tuple(tensor.shape)} {tensor.dtype} {tensor.requires_grad}" for name, tensor in self.tensors
         }
         for name, module in self.system.named_modules():
             lines[name] = f"{name}: {_name(type(module))}"
