@@ -75,7 +75,7 @@ def test_a_monitor_that_is_not_there(monkeypatch, compose) -> None:
         check(compose(*SMALL, "trainer.monitor=val/nl"))
     with pytest.raises(ConfigError, match="Choose from: val/loss, val/nll"):
         check(compose(*SMALL, "model=autoencoder", "trainer.monitor=val/elbo"))
-    with pytest.raises(ConfigError, match="trainer.monitor needs validation images"):
+    with pytest.raises(ConfigError, match=r"trainer\.monitor needs validation images"):
         check(compose(*SMALL, "trainer.monitor=val/nll", "data.val_size=0"))
     cfg = chosen(monkeypatch, compose(*SMALL, "trainer.monitor=val/kl"), "objective", ImportanceWeighted, beta=2.0)
     with pytest.raises(ConfigError, match="Choose from: val/loss, val/nll"):

@@ -217,7 +217,7 @@ class _Stretch:
         return bool(culprits) and all(run.status == "failed" for run in self.runs)
 
     def _validate(self) -> list[Metrics]:
-        """Mean terms over the validation images: the same noise and the loss of the last step in every epoch, so that epochs compare."""
+        """Mean terms over the validation images, by the loss of the last step and the same noise, so that epochs compare."""
         val = self.splits.val
         if val is None:
             return []

@@ -116,13 +116,14 @@ class Inspection:
         """The terms [2, B] of two such runs."""
         tensors = [*self.system.named_parameters(), *self.system.named_buffers()]
         twice = {name: torch.stack([tensor.detach()] * 2) for name, tensor in tensors}
-        inputs = (twice, Batch(*(_twice(part) for part in self.batch)), {k: _twice(v) for k, v in self.noise.items()})
-        in_dims = (0, Batch(*(None if part is None else 0 for part in self.batch)), 0)
+        batch = Batch(*(_twice(part) for part in self.batch))  # type: ignore[arg-type]
+        noise = {name: _twice(draw) for name, draw in self.noise.items()}
+        rows = Batch(*(None if part is None else 0 for part in self.batch))  # type: ignore[arg-type]
 
         def one(state: dict[str, Tensor], batch: Batch, noise: dict[str, Tensor]) -> Terms:
             return functional_call(self.system, state, (batch, noise, torch.tensor(0)))
 
-        return vmap(one, in_dims=in_dims, randomness="error")(*inputs)  # type: ignore[arg-type]
+        return vmap(one, in_dims=(0, rows, 0), randomness="error")(twice, batch, noise)
 
     def _check_names(self, terms: Any) -> None:
         if not isinstance(terms, dict):
@@ -138,12 +139,12 @@ class Inspection:
                 self.refuse(f"the term '{name}' is {term.dtype}, not floating point")
 
     def _check_gradient(self, loss: Tensor) -> None:
-        parameters = list(self.system.parameters())
-        gradients = [None]
         if loss.requires_grad:
-            gradients = list(torch.autograd.grad(loss.sum(), parameters, allow_unused=True))
-        if all(gradient is None for gradient in gradients):
-            self.refuse("the loss depends on no parameter, so that there is nothing to train")
+            parameters = list(self.system.parameters())
+            gradients = torch.autograd.grad(loss.sum(), parameters, allow_unused=True)
+            if any(gradient is not None for gradient in gradients):
+                return
+        self.refuse("the loss depends on no parameter, so that there is nothing to train")
 
     def _check_images(self) -> None:
         """A code of the posterior and the image it is decoded to."""
@@ -157,7 +158,7 @@ class Inspection:
 
     def _check_stacked(self, alone: Terms, stacked: Terms) -> None:
         for name, term in alone.items():
-            if not torch.allclose(stacked[name], _twice(term), TOLERANCE, TOLERANCE, equal_nan=True):
+            if not torch.allclose(stacked[name], torch.stack([term, term]), TOLERANCE, TOLERANCE, equal_nan=True):
                 self.refuse(
                     f"the term '{name}' is {term.tolist()} alone and {stacked[name][0].tolist()} in a cohort: runs or "
                     "images mix, where a shape was written that holds for one run only"
@@ -238,8 +239,7 @@ class Inspection:
 
 def _streams() -> list[Any]:
     """The states of the generators that modules may not draw from."""
-    numpy = np.random.get_state(legacy=True)
-    return [torch.get_rng_state().numpy().tobytes(), random.getstate(), [str(part) for part in numpy[2:]], numpy[1].tobytes()]
+    return [torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state(legacy=False))]
 
 
 def _twice(tensor: Tensor | None) -> Tensor | None:
