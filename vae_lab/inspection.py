@@ -117,7 +117,7 @@ class Inspection:
         tensors = [*self.system.named_parameters(), *self.system.named_buffers()]
         twice = {name: torch.stack([tensor.detach()] * 2) for name, tensor in tensors}
         batch = Batch(*(_twice(part) for part in self.batch))  # type: ignore[arg-type]
-        noise = {name: _twice(draw) for name, draw in self.noise.items()}
+        noise = {name: torch.stack([draw, draw]) for name, draw in self.noise.items()}
         rows = Batch(*(None if part is None else 0 for part in self.batch))  # type: ignore[arg-type]
 
         def one(state: dict[str, Tensor], batch: Batch, noise: dict[str, Tensor]) -> Terms:
