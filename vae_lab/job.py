@@ -204,7 +204,7 @@ def finish(job: Job) -> dict[str, Any]:
         from vae_lab.figures import Subject, draw_all
 
         caption = f"{job.cfg['name']}, {job.cfg['data']['name']}, {job.cfg['loss']['name']}"
-        subject = Subject(caption, system, test_images, latents, job.run.seed, config)
+        subject = Subject(caption, system, test_images, latents, job.run.seed, config, job.splits.train)
         figures = draw_all(subject, job.run_dir.read_metrics(), job.run.best_epoch, job.run_dir.figures)
     interrupts.check()
     results = job.results(test)
