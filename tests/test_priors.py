@@ -191,7 +191,7 @@ def test_the_latent_plane_of_a_normal_prior_is_what_it_was(trained) -> None:
     quantiles = torch.special.ndtri(torch.linspace(0.02, 0.98, 20))
     assert torch.equal(horizontal, mean[0] + deviation[0] * quantiles)
     assert torch.equal(vertical, mean[1] + deviation[1] * quantiles)
-    assert source == "quantiles of the prior"
+    assert source == "each latent's quantiles under the prior"
 
 
 def shifted(dim: int) -> Distribution:
@@ -213,7 +213,7 @@ def test_the_ellipse_is_the_priors(trained, prior: Callable[[int], Distribution]
 def test_other_priors_show_draws_and_claim_no_share(trained, kind: str) -> None:
     axes = figures.latent(subject(with_prior(trained(*PLANE), PRIORS[kind]))).axes[0]
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert "draws from the prior" in labels
+    assert "draws of prior" in labels
     assert not any("95 %" in label for label in labels)
 
 

@@ -139,7 +139,7 @@ def _axes_of_the_plane(subject: Subject) -> tuple[Tensor, Tensor, str]:
     if isinstance(model, LatentVariableModel):
         levels = torch.linspace(PRIOR_QUANTILE, 1 - PRIOR_QUANTILE, steps)
         horizontal, vertical = quantiles(model.prior(), levels, rng.generator(subject.seed, "quantiles")).T
-        return horizontal, vertical, "quantiles of the prior"
+        return horizontal, vertical, "each latent's quantiles under the prior"
     low, high = subject.training_codes.quantile(torch.tensor([PRIOR_QUANTILE, 1 - PRIOR_QUANTILE]), dim=0)
     horizontal, vertical = (torch.linspace(float(low[i]), float(high[i]), steps) for i in (0, 1))
     return horizontal, vertical, "range of the training codes"
@@ -185,7 +185,7 @@ def _draw_prior(axes: Axes, prior: Distribution, generator: torch.Generator) -> 
     """The ellipse that holds 95 % of a normal prior; of any other some draws, which claim nothing."""
     if (moments := normal_moments(prior)) is None:
         z = draw(prior, SHOWN_DRAWS, generator).cpu().numpy()
-        return axes.scatter(z[:, 0], z[:, 1], s=3, linewidths=0, c=MUTED, alpha=0.5, zorder=0.5, label="draws from the prior")
+        return axes.scatter(z[:, 0], z[:, 1], s=3, linewidths=0, c=MUTED, alpha=0.5, zorder=0.5, label="draws of prior")
     mean, cholesky = moments[0].cpu().numpy(), torch.linalg.cholesky(moments[1]).cpu().numpy()
     angle, radius = np.linspace(0, 2 * np.pi, 200), math.sqrt(-2 * math.log(0.05))
     x, y = mean[:, None] + radius * cholesky @ np.stack([np.cos(angle), np.sin(angle)])
