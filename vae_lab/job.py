@@ -157,6 +157,7 @@ def restore(job: Job, at: int | None = None) -> None:
             "has changed since. Put the old files back, or start a new run."
         )
     resume.check_state(folder, found.model, run.system.state_dict())
+    resume.check_training(folder, training, run.system.state_dict())
     run.epoch, run.step, run.sums, run.status = (training[key] for key in ("epoch", "step", "sums", "status"))
     if run.status == "completed" and run.epoch < job.cfg["trainer"]["epochs"]:
         run.status = "running"  # resume_allow=[trainer.epochs]
