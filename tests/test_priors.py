@@ -32,11 +32,11 @@ from tests.test_trained import LINEAR_AE, QUICK, pixels
 from vae_lab import figures, rng
 from vae_lab.config import EvaluationConfig, typed
 from vae_lab.data import load as load_data
-from vae_lab.errors import ConfigError
+from vae_lab.errors import ConfigError, DataError
 from vae_lab.evaluate import Latents
 from vae_lab.figures import Subject
 from vae_lab.tasks.impute import _first_fill
-from vae_lab.tasks.sample import draw_codes
+from vae_lab.tasks.sample import draw_codes, fit_mixture
 from vae_lab.trained import TrainedRun
 
 PLANE = ("trainer.epochs=2", "hidden_dims=[32]", "latent_dim=2")
@@ -341,3 +341,80 @@ def test_a_plugins_prior_needs_no_more_code(tmp_path: Path) -> None:
     for command in ("sample", "traverse", "anomaly", "impute"):
         code = "import sys; from vae_lab.cli import main; sys.argv[0] = 'vae-lab'; main()"
         assert "wrote" in ask("-c", code, command, "run", *(["--n", "9"] if command in ("sample", "impute") else []))
+
+
+class Learned(torch.nn.Module):
+    """A mean and deviations that are trained, in double precision."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.mean = torch.nn.Parameter(torch.ones(dim, dtype=torch.double))
+        self.deviation = torch.nn.Parameter(torch.full((dim,), 0.5, dtype=torch.double))
+
+
+@pytest.mark.parametrize("kind", ["normal", "laplace", "mixture", "covariance"])
+def test_a_learned_prior_in_double_precision(trained, kind: str) -> None:
+    kept = Learned(2)
+    normal = Independent(Normal(kept.mean, kept.deviation), 1)
+    prior = {
+        "normal": normal,
+        "laplace": Independent(Laplace(kept.mean, kept.deviation), 1),
+        "mixture": MixtureSameFamily(Categorical(kept.deviation), Independent(Normal(kept.mean[:, None].expand(2, 2), 0.5), 1)),
+        "covariance": MultivariateNormal(kept.mean, torch.diag(kept.deviation)),
+    }[kind]
+    run = with_prior(trained(*PLANE), lambda dim: prior)
+    whole = subject(run)
+    for draw_one in (figures.samples, figures.manifold, figures.latent):
+        assert draw_one(whole) is not None
+    assert run.sample(3).dtype == torch.float32
+    assert run.traverse(steps=3).images.shape == (2, 3, 1, 8, 8)
+    x = load_data(run.config["data"]).test.x[:2]
+    assert run.impute(x, torch.ones(8, 8, dtype=torch.bool), steps=2).mean.shape == (2, 1, 8, 8)
+    if kind in ("normal", "covariance"):
+        assert torch.isfinite(run.anomaly_score(x, "latent_distance")).all()
+
+
+def test_a_prior_that_cannot_be_drawn_from_is_named(trained) -> None:
+    run = with_prior(trained(*QUICK), lambda dim: Distribution(event_shape=torch.Size([dim]), validate_args=False))
+    with pytest.raises(ConfigError, match=r"The prior, Distribution, cannot be drawn from: it has no sample\(\)"):
+        run.sample(3)
+
+
+@pytest.mark.parametrize(
+    "codes",
+    [
+        torch.zeros(50, 3),
+        torch.full((50, 3), 1e6),
+        torch.randn(200, 1) @ torch.ones(1, 20) * 1e5,
+        torch.randn(200, 1) @ torch.ones(1, 20) * 1e-6,
+        torch.randn(1, 4),
+        torch.randn(3, 4),
+        torch.randn(300, 1),
+        torch.cat([torch.zeros(99, 2), torch.full((1, 2), 1e9)]),
+    ],
+    ids=["constant", "constant and far", "one line, wide", "one line, narrow", "one", "three", "one latent", "one far away"],
+)
+def test_any_codes_have_a_mixture(codes: Tensor) -> None:
+    mixture = fit_mixture(codes)
+    z = mixture.draw(5000, torch.Generator().manual_seed(0))
+    assert torch.isfinite(z).all()
+    assert torch.equal(fit_mixture(codes).means, mixture.means)
+    scale = codes.abs().max() + 1e-6
+    torch.testing.assert_close(z.mean(0) / scale, codes.mean(0) / scale, rtol=0, atol=0.1)
+    if len(codes) >= 50:
+        assert float((z - z.mean(0)).norm()) / 5000**0.5 < 3 * float((codes - codes.mean(0)).norm()) / len(codes) ** 0.5 + 1e-5
+
+
+def test_codes_that_are_no_numbers_have_none() -> None:
+    with pytest.raises(DataError, match="NaN or infinite"):
+        fit_mixture(torch.tensor([[1.0], [math.nan]]))
+
+
+@pytest.mark.parametrize("dim", [1, 3, 40])
+def test_an_autoencoder_of_any_size_is_drawn(train_quiet, tmp_path: Path, dim: int) -> None:
+    small = ("model=autoencoder", "hidden_dims=[2]", f"latent_dim={dim}", "trainer.epochs=1", "evaluation.figures=true")
+    assert train_quiet(*small, "data.limit=20", "trainer.batch_size=1", "data.val_size=0")["status"] == "completed"
+    assert train_quiet(*small, "data.limit=1", "trainer.batch_size=1", "data.val_size=0", folder="one")["status"] == "completed"
+    one = vae_lab.load(tmp_path / "one", device="cpu")
+    with pytest.raises(ConfigError, match="no results.json that tells the spread"):  # one test image has none
+        one.traverse(load_data(one.config["data"]).test.x)

@@ -178,7 +178,8 @@ def draw(p: Distribution, n: int, generator: torch.Generator, temperature: float
     base = _inner(p)
     if type(base) is Normal:
         noise = temperature * torch.randn(n, *p.mean.shape, generator=generator)
-        return (p.mean + p.stddev * noise.to(p.mean.device)).reshape(n, -1)  # [n, 1, D] where the prior is one of a batch
+        z = p.mean + p.stddev * noise.to(p.mean.device)
+        return z.detach().float().reshape(n, -1)  # [n, 1, D] where the prior is one of a batch
     if temperature != 1 and type(base) not in (Laplace, MultivariateNormal, LowRankMultivariateNormal):
         name = type(base).__name__
         raise ConfigError(f"temperature={temperature:g}: the prior, {name}, has no one deviation to scale; only 1 has a meaning.")
@@ -187,21 +188,23 @@ def draw(p: Distribution, n: int, generator: torch.Generator, temperature: float
     with torch.random.fork_rng(devices), torch.no_grad():
         torch.manual_seed(seed)
         try:
-            z = p.sample(torch.Size([n])).float()
+            z = p.sample(torch.Size([n]))
         except NotImplementedError as error:
             raise ConfigError(f"The prior, {type(base).__name__}, cannot be drawn from: it has no sample().") from error
-    return (z if temperature == 1 else p.mean + temperature * (z - p.mean)).reshape(n, -1)
+    return (z if temperature == 1 else p.mean + temperature * (z - p.mean)).detach().float().reshape(n, -1)
 
 
 def normal_moments(p: Distribution) -> tuple[Float[Tensor, " D"], Float[Tensor, "D D"]] | None:
     """Mean and covariance of a normal prior over codes [D]; None for every other distribution, which they do not describe."""
     base = _inner(p)
     if type(base) is Normal:
-        return p.mean.flatten(), torch.diag(p.variance.flatten())
-    if type(base) is MultivariateNormal or type(base) is LowRankMultivariateNormal:
-        mean = p.mean.flatten()
-        return mean, base.covariance_matrix.view(len(mean), -1)
-    return None
+        covariance = torch.diag(p.variance.flatten())
+    elif type(base) is MultivariateNormal or type(base) is LowRankMultivariateNormal:
+        covariance = base.covariance_matrix
+    else:
+        return None
+    mean = p.mean.flatten().detach().float()
+    return mean, covariance.view(len(mean), -1).detach().float()
 
 
 def quantiles(p: Distribution, levels: Float[Tensor, " L"], generator: torch.Generator) -> Float[Tensor, "L D"]:

@@ -51,10 +51,12 @@ class Subject:
     @cached_property
     def training_codes(self) -> Tensor:
         """Posterior means [N, D] of the training images that `vae-lab sample` looks at too, in the same batches; on the CPU."""
-        x = self.train.x[:MAX_CODES].cpu()
-        read, model, size = image_reader(x, (x.shape[1], x.shape[2], x.shape[3])), self.system.model, self.config.batch_size
-        batches = [slice(start, min(start + size, len(x))) for start in range(0, len(x), size)]
-        return torch.cat([model.posterior(read(rows).to(self.images.x.device)).mean.cpu() for rows in batches])
+        codes, count = [], min(MAX_CODES, len(self.train))
+        for start in range(0, count, self.config.batch_size):
+            x = self.train.x[start : min(start + self.config.batch_size, count)]
+            pixels = image_reader(x, (x.shape[1], x.shape[2], x.shape[3]))(slice(0, len(x)))
+            codes.append(self.system.model.posterior(pixels.to(self.images.x.device)).mean.cpu())
+        return torch.cat(codes)
 
 
 @torch.no_grad()
@@ -152,10 +154,10 @@ def latent(subject: Subject) -> Figure:
     dim = mu.shape[1]
     points = mu.numpy()
     if dim > 2:
-        centred = mu - mu.mean(0)
+        centred = torch.cat([mu - mu.mean(0), mu.new_zeros(max(0, 2 - len(mu)), dim)])  # one code has one component
         _, singular, directions = torch.linalg.svd(centred, full_matrices=False)
-        share = singular.square() / singular.square().sum()
-        points = (centred @ directions[:2].T).numpy()
+        share = singular.square() / singular.square().sum().clamp_min(1e-30)
+        points = (centred @ directions[:2].T).numpy()[: len(mu)]
         names = [f"principal component {i + 1} ({share[i]:.0%} of variance)" for i in (0, 1)]
     elif dim == 1:
         points, names = np.stack([points[:, 0], labels + np.linspace(-0.3, 0.3, len(mu))], 1), ["$z_0$", "class"]

@@ -167,7 +167,7 @@ def _images(run: TrainedRun, arguments: argparse.Namespace) -> tuple[source.Sour
 def _reference(run: TrainedRun) -> Tensor | None:
     """Codes of training images; None, with a word of it, where they are not on this machine but there is a normal prior."""
     try:
-        return run.encode(source.own_train(run).x[:MAX_REFERENCE]).mu
+        return run.encode(source.own_train(run, MAX_REFERENCE).x).mu
     except DataError:
         if run.prior is None or normal_moments(run.prior) is None:
             raise

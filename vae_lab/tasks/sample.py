@@ -33,7 +33,7 @@ def draw_codes(run: TrainedRun, n: int, seed: int = 0, temperature: float = 1.0,
 
 def training_mixture(run: TrainedRun, components: int | None = None) -> Mixture:
     """The mixture that a run's pictures are drawn from too: fitted to its training images' codes, with the run's seed."""
-    return fit_mixture(run.encode(source.own_train(run).x[:MAX_CODES]).mu, components, run.seed)
+    return fit_mixture(run.encode(source.own_train(run, MAX_CODES).x).mu, components, run.seed)
 
 
 def columns_for(n: int) -> int:

@@ -108,7 +108,7 @@ def _measured(run: TrainedRun) -> tuple[list[float] | None, list[float] | None]:
     """KL and standard deviation of each latent over the test images, where the run got as far as measuring them."""
     test = read_results(run.run_dir).get("test", {})
     lists = [test.get(key) for key in ("kl_per_latent", "code_std")]
-    kl, deviation = (found if found and len(found) == run.model.latent_dim else None for found in lists)
+    kl, deviation = (found if found and len(found) == run.model.latent_dim and None not in found else None for found in lists)
     return kl, deviation
 
 
