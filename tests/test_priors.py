@@ -416,5 +416,5 @@ def test_an_autoencoder_of_any_size_is_drawn(train_quiet, tmp_path: Path, dim: i
     assert train_quiet(*small, "data.limit=20", "trainer.batch_size=1", "data.val_size=0")["status"] == "completed"
     assert train_quiet(*small, "data.limit=1", "trainer.batch_size=1", "data.val_size=0", folder="one")["status"] == "completed"
     one = vae_lab.load(tmp_path / "one", device="cpu")
-    with pytest.raises(ConfigError, match="no results.json that tells the spread"):  # one test image has none
+    with pytest.raises(ConfigError, match=r"no results\.json that tells the spread"):  # one test image has none
         one.traverse(load_data(one.config["data"]).test.x)
