@@ -2,6 +2,7 @@
 
 import errno
 import io
+import math
 import os
 import random
 import re
@@ -333,3 +334,54 @@ def test_b9_a_checkpoint_of_another_model(interrupted: tuple[dict, Path], change
     checkpoint.save(folder / "checkpoints", "last", model, found.training, facts | {"step": 99})
     assert finish(cfg, folder) == 5
     assert {"missing": f"missing {key}", "extra": "extra stranger", "shape": f"{key} is (3, 3)"}[change] in said(folder)
+
+
+def changed(folder: Path, change: Callable[[dict, dict], None]) -> None:
+    """Write `last` anew, whole, with another content."""
+    found = checkpoint.load(folder / "checkpoints" / "last")
+    model, training = dict(found.model), dict(found.training)
+    change(model, training)
+    facts = {name: value for name, value in found.manifest.items() if name not in ("files", "format")}
+    checkpoint.save(folder / "checkpoints", "last", model, training, facts | {"step": 99})
+
+
+KEY = "model.encoder.1.weight"
+
+
+def moment(training: dict) -> torch.Tensor:
+    return training["optimizer"][KEY]["exp_avg_sq"]
+
+
+UNSOUND: dict[str, tuple[Callable[[dict, dict], object], str]] = {
+    "half": (lambda model, _: model.update({KEY: model[KEY].half()}), rf"{KEY} is torch.float16, not torch.float32"),
+    "integers": (lambda model, _: model.update({KEY: model[KEY].int()}), rf"{KEY} is torch.int32, not torch.float32"),
+    "nan": (lambda model, _: model[KEY].view(-1)[:3].fill_(math.nan), rf"1 of \d+ tensors hold NaN .*: {KEY} \(3 of [\d,]+\)"),
+    "inf": (lambda model, _: model[KEY].view(-1)[0].fill_(-math.inf), rf"{KEY} \(1 of [\d,]+\)"),
+    "all": (lambda model, _: [x.fill_(math.nan) for x in model.values() if x.is_floating_point()], r"\d+ of \d+ tensors hold NaN"),
+    "best": (lambda _, rest: rest["best"]["state"][KEY].fill_(math.nan), rf"best state: 1 of \d+ tensors .*{KEY}"),
+    "best half": (lambda _, rest: rest["best"]["state"].update({KEY: rest["best"]["state"][KEY].half()}), "best state belongs"),
+    "moment": (lambda _, rest: moment(rest).view(-1)[:2].fill_(math.nan), rf"optimiser state {KEY}.exp_avg_sq \(2 of [\d,]+\)"),
+    "moment half": (lambda _, rest: rest["optimizer"][KEY].update(exp_avg=torch.zeros(3, dtype=torch.half)), "torch.float16 "),
+    "moment integers": (lambda _, rest: rest["optimizer"][KEY].update(exp_avg=torch.zeros(3, dtype=torch.int)), "torch.int32 "),
+    "moment lost": (lambda _, rest: rest["optimizer"][KEY].pop("exp_avg"), "not the same for every tensor"),
+    "no optimizer": (lambda _, rest: rest.pop("optimizer"), "not what a run goes on from"),
+    "no tensor": (lambda _, rest: rest["optimizer"][KEY].update(exp_avg=[1.0]), "not what a run goes on from"),
+    "strange name": (lambda _, rest: rest["optimizer"].update(x={"exp_avg": torch.zeros(3)}), "not what a run goes on from"),
+    "no best": (lambda _, rest: rest.update(best=None), "not what a run goes on from"),
+    "a word for a step": (lambda _, rest: rest.update(step="7"), "not what a run goes on from"),
+}
+
+
+@pytest.mark.parametrize("kind", UNSOUND)
+def test_b10_numbers_that_no_run_goes_on_from_are_refused(interrupted: tuple[dict, Path], kind: str) -> None:
+    cfg, folder = interrupted
+    change, message = UNSOUND[kind]
+    changed(folder, change)
+    assert finish(cfg, folder) == 5
+    assert re.search(message, said(folder)), said(folder)
+
+
+def test_b10_a_square_that_overflowed_is_a_state_to_go_on_from(interrupted: tuple[dict, Path]) -> None:
+    cfg, folder = interrupted
+    changed(folder, lambda _, rest: (moment(rest).view(-1)[0].fill_(math.inf), rest.update(step=8)))
+    assert finish(cfg, folder) == 0

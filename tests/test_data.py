@@ -110,9 +110,9 @@ def idx_bytes(array: np.ndarray) -> bytes:
 
 
 @pytest.fixture
-def fashion(tmp_path: Path) -> Path:
-    """A small data set in Fashion-MNIST's own file format, where torchvision looks for it."""
-    raw = tmp_path / "data" / "FashionMNIST" / "raw"
+def kmnist(tmp_path: Path) -> Path:
+    """A small data set in MNIST's own file format, where torchvision looks for the one set without published sums."""
+    raw = tmp_path / "data" / "KMNIST" / "raw"
     raw.mkdir(parents=True)
     rng = np.random.default_rng(0)
     for prefix, count in (("train", 40), ("t10k", 20)):
@@ -121,15 +121,19 @@ def fashion(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-@pytest.mark.parametrize("name", ["fashion_mnist", "kmnist"])
-def test_idx_files_are_read_as_they_are(compose, fashion: Path, name: str) -> None:
-    if name == "kmnist":
-        shutil.move(fashion / "FashionMNIST", fashion / "KMNIST")
-    folder = {"fashion_mnist": "FashionMNIST", "kmnist": "KMNIST"}[name]
-    splits = load(compose(f"data={name}", f"data.root={fashion}", "data.val_size=8")["data"])
+def test_idx_files_are_read_as_they_are(compose, kmnist: Path) -> None:
+    splits = load(compose("data=kmnist", f"data.root={kmnist}", "data.val_size=8")["data"])
     assert [len(part) for part in (splits.train, splits.val, splits.test)] == [32, 8, 20]
-    written = (fashion / folder / "raw" / "t10k-images-idx3-ubyte").read_bytes()[16:]
+    written = (kmnist / "KMNIST" / "raw" / "t10k-images-idx3-ubyte").read_bytes()[16:]
     assert splits.test.x.numpy().tobytes() == written
+
+
+@pytest.mark.parametrize(("name", "folder"), [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST")])
+def test_other_images_under_a_published_name_are_refused(compose, kmnist: Path, name: str, folder: str) -> None:
+    """Fashion-MNIST was believed by its shape alone."""
+    shutil.move(kmnist / "KMNIST", kmnist / folder)
+    with pytest.raises(DataError, match=r"train-images-idx3-ubyte is damaged: md5 \w+, expected"):
+        load(compose(f"data={name}", f"data.root={kmnist}", "data.val_size=8")["data"])
 
 
 def test_cifar_files_are_read(compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,11 +186,11 @@ def test_damaged_files_are_found(compose, mnist_root: Path, tmp_path: Path, dama
         load(compose("data=mnist", f"data.root={tmp_path}")["data"])
 
 
-def test_damaged_files_without_published_sums_are_found_by_their_structure(compose, fashion: Path) -> None:
-    path = fashion / "FashionMNIST" / "raw" / "train-images-idx3-ubyte"
+def test_damaged_files_without_published_sums_are_found_by_their_structure(compose, kmnist: Path) -> None:
+    path = kmnist / "KMNIST" / "raw" / "train-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(DataError, match="damaged files"):
-        load(compose("data=fashion_mnist", f"data.root={fashion}", "data.val_size=0")["data"])
+        load(compose("data=kmnist", f"data.root={kmnist}", "data.val_size=0")["data"])
 
 
 def test_mnist_is_the_published_one(compose, mnist_root: Path) -> None:
@@ -195,25 +199,25 @@ def test_mnist_is_the_published_one(compose, mnist_root: Path) -> None:
     assert splits.test.y[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
 
 
-def test_i_concurrent_downloads_leave_one_copy(compose, fashion: Path, tmp_path: Path) -> None:
+def test_i_concurrent_downloads_leave_one_copy(compose, kmnist: Path, tmp_path: Path) -> None:
     """Four processes find nothing and fetch at once; each ends with whole files, and nothing else is left."""
     import os
 
     import torchvision.datasets
 
     target = tmp_path / "downloaded"
-    cfg = compose("data=fashion_mnist", f"data.root={target}", "data.val_size=0")["data"]
+    cfg = compose("data=kmnist", f"data.root={target}", "data.val_size=0")["data"]
     fetched = tmp_path / "fetched"
     fetched.mkdir()
-    original = torchvision.datasets.FashionMNIST.__init__
+    original = torchvision.datasets.KMNIST.__init__
 
     def fetch(self, root, train=True, download=False, **options) -> None:
         if download:
             (fetched / f"{os.getpid()}-{train}").touch()
-            shutil.copytree(fashion / "FashionMNIST", Path(root) / "FashionMNIST", dirs_exist_ok=True)
+            shutil.copytree(kmnist / "KMNIST", Path(root) / "KMNIST", dirs_exist_ok=True)
         original(self, root, train=train, download=False, **options)
 
-    torchvision.datasets.FashionMNIST.__init__ = fetch
+    torchvision.datasets.KMNIST.__init__ = fetch
     try:
         pids = []
         for _ in range(4):
@@ -223,6 +227,6 @@ def test_i_concurrent_downloads_leave_one_copy(compose, fashion: Path, tmp_path:
             pids.append(pid)
         assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids] == [0] * 4
     finally:
-        torchvision.datasets.FashionMNIST.__init__ = original
+        torchvision.datasets.KMNIST.__init__ = original
     assert len({path.name.split("-")[0] for path in fetched.iterdir()}) == 1
-    assert {path.name for path in target.iterdir()} == {"FashionMNIST", ".fashion_mnist.lock"}
+    assert {path.name for path in target.iterdir()} == {"KMNIST", ".kmnist.lock"}

@@ -145,6 +145,48 @@ MUTATIONS = {
         "weights_only=False",
         "tests/test_hostile_checkpoints.py::test_h1_hostile_checkpoints_with_right_checksums_are_refused",
     ),
+    "finite weights": (
+        "vae_lab/resume.py",
+        "(here, here.isfinite() | built[key])",
+        "(here, built[key] | True)",
+        "tests/test_trained.py::test_weights_that_are_no_numbers_or_of_another_type_are_refused",
+    ),
+    "type of weights": (
+        "vae_lab/resume.py",
+        "if here.dtype != there.dtype]",
+        "if False]",
+        "tests/test_trained.py::test_weights_that_are_no_numbers_or_of_another_type_are_refused",
+    ),
+    "finite optimiser state": (
+        "vae_lab/resume.py",
+        "(part, ~part.isnan())",
+        "(part, part.isnan() | True)",
+        "tests/test_checkpoint.py::test_b10_numbers_that_no_run_goes_on_from_are_refused",
+    ),
+    "digest of the pixel cache": (
+        "vae_lab/data/stored.py",
+        "hashlib.file_digest(opened, \"sha256\").hexdigest() != digest",
+        "False",
+        "tests/test_stored.py::test_a_damaged_cache_is_made_anew_and_says_so",
+    ),
+    "sum of the cache's manifest": (
+        "vae_lab/data/stored.py",
+        "known.pop(\"sha256\", None) != _sum(known)",
+        "known.pop(\"sha256\", None) is known",
+        "tests/test_stored.py::test_a_damaged_cache_is_made_anew_and_says_so",
+    ),
+    "draws of the prior itself": (
+        "vae_lab/distributions.py",
+        "z = p.sample(torch.Size([n]))",
+        "z = p.mean + p.stddev * torch.randn(n, *p.mean.shape)",
+        "tests/test_priors.py::test_draws_of_a_mixture_prior_are_of_that_mixture",
+    ),
+    "mixture of training codes": (
+        "vae_lab/figures.py",
+        "fit_mixture(subject.training_codes, seed=subject.seed)",
+        "fit_mixture(subject.latents.mu, seed=subject.seed)",
+        "tests/test_priors.py::test_an_autoencoders_samples_have_one_source",
+    ),
 }  # fmt: skip
 
 

@@ -1,7 +1,9 @@
 """A trained run as functions: against the model's own mathematics, in the kind that came in, and with clear refusals."""
 
 import dataclasses
+import hashlib
 import json
+import math
 import os
 import resource
 import shutil
@@ -14,6 +16,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
 
 import vae_lab
 from tests.conftest import ROOT
@@ -21,6 +25,7 @@ from vae_lab.arrays import check_kind
 from vae_lab.config import fingerprint
 from vae_lab.data import load as load_data
 from vae_lab.errors import CheckpointError, ConfigError, DataError
+from vae_lab.resume import check_state
 from vae_lab.trained import TrainedRun
 
 QUICK = ("trainer.epochs=2", "hidden_dims=[32]", "latent_dim=4")
@@ -267,6 +272,59 @@ def test_weights_of_another_run_are_refused(trained, tmp_path: Path) -> None:
     shutil.copytree(trained(*LINEAR_VAE) / "checkpoints", folder / "checkpoints")
     with pytest.raises(CheckpointError, match="fingerprints differ"):
         vae_lab.load(folder)
+
+
+def rewritten(folder: Path, name: str, change: Callable[[dict], object]) -> None:
+    """A checkpoint of the same run with other tensors, and right checksums."""
+    path = folder / "checkpoints" / name / "model.safetensors"
+    tensors = load_tensors(path.read_bytes())
+    change(tensors)
+    data = save_tensors(tensors)
+    path.write_bytes(data)
+    manifest = json.loads(path.with_name("manifest.json").read_text())
+    manifest["files"][path.name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    path.with_name("manifest.json").write_text(json.dumps(manifest))
+
+
+WEIGHT = "model.encoder.1.weight"
+UNSOUND: dict[str, tuple[Callable[[dict], object], str]] = {
+    "NaN": (
+        lambda found: found[WEIGHT].view(-1)[:5].fill_(math.nan),
+        rf"1 of \d+ tensors hold NaN or infinite.*{WEIGHT} \(5 of 2,048",
+    ),
+    "infinite": (lambda found: found["model.decoder.0.bias"][0].fill_(math.inf), r"model.decoder.0.bias \(1 of 32\)"),
+    "half": (lambda found: found.update({WEIGHT: found[WEIGHT].half()}), f"{WEIGHT} is torch.float16, not torch.float32"),
+    "bfloat16": (lambda found: found.update({k: v.bfloat16() for k, v in found.items()}), "is torch.bfloat16, not torch.float32"),
+    "double": (lambda found: found.update({WEIGHT: found[WEIGHT].double()}), f"{WEIGHT} is torch.float64"),
+    "integers": (lambda found: found.update({WEIGHT: found[WEIGHT].int()}), f"{WEIGHT} is torch.int32"),
+    "booleans": (lambda found: found.update({WEIGHT: found[WEIGHT] > 0}), f"{WEIGHT} is torch.bool"),
+    "complex": (lambda found: found.update({WEIGHT: found[WEIGHT].cfloat()}), f"{WEIGHT} is torch.complex64"),
+    "empty": (lambda found: found.update({WEIGHT: torch.zeros(0)}), rf"{WEIGHT} is \(0,\), not \(32, 64\)"),
+    "nothing": (lambda found: found.clear(), rf"missing {WEIGHT}"),
+    "fp8": (lambda found: found.update({WEIGHT: found[WEIGHT].to(torch.float8_e4m3fn)}), f"{WEIGHT} is torch.float8_e4m3fn"),
+}
+
+
+@pytest.mark.parametrize("name", ["best", "last"])
+@pytest.mark.parametrize("kind", UNSOUND)
+def test_weights_that_are_no_numbers_or_of_another_type_are_refused(trained, tmp_path: Path, kind: str, name: str) -> None:
+    folder = copy_of(trained(*QUICK), tmp_path / "run")
+    change, message = UNSOUND[kind]
+    rewritten(folder, name, change)
+    with pytest.raises(CheckpointError, match=message):
+        vae_lab.load(folder, name, device="cpu")
+    other = "last" if name == "best" else "best"
+    assert vae_lab.load(folder, other, device="cpu").manifest["epoch"] > 0
+
+
+def test_what_is_built_infinite_may_stay_so() -> None:
+    """A mask of -inf is no damage; anywhere else it is."""
+    built = {"mask": torch.tensor([0.0, -math.inf]), "unset": torch.tensor([math.nan]), "weight": torch.ones(2)}
+    check_state(Path("here"), built, built)
+    check_state(Path("here"), built | {"unset": torch.tensor([2.0]), "mask": torch.zeros(2)}, built)
+    for wrong in ([-math.inf, 0.0], [0.0, math.inf], [0.0, math.nan]):
+        with pytest.raises(CheckpointError, match=r"here: 1 of 3 tensors .*: mask \(1 of 2\)"):
+            check_state(Path("here"), built | {"mask": torch.tensor(wrong)}, built)
 
 
 def test_a_run_from_before_classes_could_be_chosen_loads(trained, tmp_path: Path, x: torch.Tensor) -> None:

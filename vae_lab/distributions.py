@@ -13,7 +13,21 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from torch._C._functorch import is_batchedtensor
-from torch.distributions import Bernoulli, Distribution, Independent, Normal, kl_divergence, register_kl
+from torch.distributions import (
+    Bernoulli,
+    Distribution,
+    Independent,
+    Laplace,
+    LowRankMultivariateNormal,
+    MultivariateNormal,
+    Normal,
+    kl_divergence,
+    register_kl,
+)
+
+from vae_lab.errors import ConfigError
+
+NUM_DRAWS = 10_000  # that the quantiles of a prior are taken from, where it is not normal
 
 
 class DiagNormal(Independent):
@@ -150,3 +164,60 @@ def _kl_normal(q: DiagNormal, p: DiagNormal) -> Float[Tensor, "*batch"]:
 def _kl_standard_normal(q: DiagNormal, p: StandardNormal) -> Float[Tensor, "*batch"]:
     """The same with half the passes."""
     return 0.5 * (q.logvar.exp() + q.mu.square() - q.logvar - 1).sum(-1)
+
+
+def draw(p: Distribution, n: int, generator: torch.Generator, temperature: float = 1.0) -> Float[Tensor, "n D"]:
+    """`n` codes from a prior over codes [D], as a function of a CPU generator's state alone.
+
+    Independent normals are mean + temperature * deviation * noise of that generator. Others draw by their own `sample`, which
+    knows no generator: torch's global ones are seeded from this one meanwhile, and put back.
+
+    Raises:
+        ConfigError: `p` cannot be drawn from, or has no deviations that a temperature could scale.
+    """
+    base = _inner(p)
+    if type(base) is Normal:
+        noise = temperature * torch.randn(n, *p.mean.shape, generator=generator)
+        z = p.mean + p.stddev * noise.to(p.mean.device)
+        return z.detach().float().reshape(n, -1)  # [n, 1, D] where the prior is one of a batch
+    if temperature != 1 and type(base) not in (Laplace, MultivariateNormal, LowRankMultivariateNormal):
+        name = type(base).__name__
+        raise ConfigError(f"temperature={temperature:g}: the prior, {name}, has no one deviation to scale; only 1 has a meaning.")
+    seed = int(torch.randint(2**63 - 1, (), generator=generator))
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices), torch.no_grad():
+        torch.manual_seed(seed)
+        try:
+            z = p.sample(torch.Size([n]))
+        except NotImplementedError as error:
+            raise ConfigError(f"The prior, {type(base).__name__}, cannot be drawn from: it has no sample().") from error
+    return (z if temperature == 1 else p.mean + temperature * (z - p.mean)).detach().float().reshape(n, -1)
+
+
+def normal_moments(p: Distribution) -> tuple[Float[Tensor, " D"], Float[Tensor, "D D"]] | None:
+    """Mean and covariance of a normal prior over codes [D]; None for every other distribution, which they do not describe."""
+    base = _inner(p)
+    if type(base) is Normal:
+        covariance = torch.diag(p.variance.flatten())
+    elif type(base) is MultivariateNormal or type(base) is LowRankMultivariateNormal:
+        covariance = base.covariance_matrix
+    else:
+        return None
+    mean = p.mean.flatten().detach().float()
+    return mean, covariance.view(len(mean), -1).detach().float()
+
+
+def quantiles(p: Distribution, levels: Float[Tensor, " L"], generator: torch.Generator) -> Float[Tensor, "L D"]:
+    """Quantiles of each latent of a prior over codes [D], on the CPU: exact for a normal, else those of `NUM_DRAWS` draws."""
+    if (moments := normal_moments(p)) is not None:
+        mean, deviation = moments[0].cpu(), moments[1].diagonal().sqrt().cpu()
+        return mean + deviation * torch.special.ndtri(levels)[:, None]
+    ordered = draw(p, NUM_DRAWS, generator).cpu().sort(0).values
+    return ordered[(levels * (NUM_DRAWS - 1)).round().long()]
+
+
+def _inner(p: Distribution) -> Distribution:
+    """What is wrapped as independent; a class derived from these may draw otherwise, and counts as itself."""
+    while type(p) in (Independent, DiagNormal, StandardNormal):
+        p = p.base_dist  # type: ignore[attr-defined]
+    return p

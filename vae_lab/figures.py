@@ -3,22 +3,29 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from PIL.Image import Image
+from torch import Tensor
+from torch.distributions import Distribution
 
 from vae_lab import rng
+from vae_lab.arrays import image_reader
 from vae_lab.config import EvaluationConfig
 from vae_lab.data import Images
 from vae_lab.data.base import to_float
+from vae_lab.distributions import draw, normal_moments, quantiles
 from vae_lab.evaluate import Latents
+from vae_lab.mixture import MAX_CODES, Mixture, fit_mixture
 from vae_lab.models import LatentVariableModel
 from vae_lab.pictures import INK, grid, picture
 from vae_lab.system import System
@@ -26,11 +33,12 @@ from vae_lab.system import System
 MUTED = "#8a8a8a"
 COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf")
 PRIOR_QUANTILE = 0.02  # the decoded plane runs from this quantile of the prior, or of the codes, to its mirror image
+SHOWN_DRAWS = 1000  # of a prior that has no ellipse
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is drawn: a system with its best parameters, test images on its device, and their codes."""
+    """What is drawn: a system with its best parameters, test images on its device, and their codes; training images anywhere."""
 
     title: str
     system: System
@@ -38,6 +46,17 @@ class Subject:
     latents: Latents
     seed: int
     config: EvaluationConfig
+    train: Images
+
+    @cached_property
+    def training_codes(self) -> Tensor:
+        """Posterior means [N, D] of the training images that `vae-lab sample` looks at too, in the same batches; on the CPU."""
+        codes, count = [], min(MAX_CODES, len(self.train))
+        for start in range(0, count, self.config.batch_size):
+            x = self.train.x[start : min(start + self.config.batch_size, count)]
+            pixels = image_reader(x, (x.shape[1], x.shape[2], x.shape[3]))(slice(0, len(x)))
+            codes.append(self.system.model.posterior(pixels.to(self.images.x.device)).mean.cpu())
+        return torch.cat(codes)
 
 
 @torch.no_grad()
@@ -74,40 +93,32 @@ def reconstructions(subject: Subject) -> Image:
 
 
 def samples(subject: Subject) -> Image:
-    """Decoded draws from the prior; without a prior, from a Gaussian fitted to the codes."""
+    """Decoded draws from the prior; without a prior, from a mixture fitted to the codes of training images."""
     model, side = subject.system.model, subject.config.num_images
-    device = subject.images.x.device
-    eps = torch.randn(side * side, model.latent_dim, generator=rng.generator(subject.seed, "samples")).to(device)
+    z, source = _codes(subject, side * side)
+    decoded = model.likelihood(z.to(subject.images.x.device)).mean
+    return picture(grid(decoded, side), f"Samples from {source}: {subject.title}", width=780)
+
+
+def _codes(subject: Subject, n: int) -> tuple[Tensor, str]:
+    """`n` codes to decode, and what they were drawn from."""
+    model, stream = subject.system.model, rng.generator(subject.seed, "samples")
     if isinstance(model, LatentVariableModel):
-        prior = model.prior()
-        z, source = prior.mean + prior.variance.sqrt() * eps, "the prior"
-    else:
-        mu = subject.latents.mu.to(device)
-        cholesky = torch.linalg.cholesky(
-            torch.cov(mu.T).view(model.latent_dim, -1) + 1e-6 * torch.eye(model.latent_dim, device=device)
-        )
-        z, source = mu.mean(0) + eps @ cholesky.T, "a Gaussian fitted to the codes"
-    return picture(grid(model.likelihood(z).mean, side), f"Samples from {source}: {subject.title}", width=780)
+        return draw(model.prior(), n, stream), "the prior"
+    mixture = _mixture(subject)
+    return mixture.draw(n, stream), f"{mixture} fitted to training codes"
+
+
+def _mixture(subject: Subject) -> Mixture:
+    return fit_mixture(subject.training_codes, seed=subject.seed)
 
 
 def manifold(subject: Subject) -> Image:
-    """The decoded latent plane: steps of equal probability under the prior, or of equal length over the codes' range."""
-    model, steps, config = subject.system.model, subject.config.manifold_steps, subject.config
-    if config.manifold_range is not None:
-        x0, x1, y0, y1 = config.manifold_range
-        horizontal, vertical, source = torch.linspace(x0, x1, steps), torch.linspace(y0, y1, steps), "range set"
-    elif isinstance(model, LatentVariableModel):
-        quantiles = torch.special.ndtri(torch.linspace(PRIOR_QUANTILE, 1 - PRIOR_QUANTILE, steps))
-        prior = model.prior()
-        mean, scale = prior.mean.cpu(), prior.variance.sqrt().cpu()
-        horizontal, vertical = mean[0] + scale[0] * quantiles, mean[1] + scale[1] * quantiles
-        source = "quantiles of the prior"
-    else:
-        low, high = subject.latents.mu.quantile(torch.tensor([PRIOR_QUANTILE, 1 - PRIOR_QUANTILE]), dim=0)
-        horizontal, vertical = (torch.linspace(float(low[i]), float(high[i]), steps) for i in (0, 1))
-        source = "range of the codes"
+    """The decoded latent plane: steps of equal probability under the prior, or of equal length over training codes."""
+    horizontal, vertical, source = _axes_of_the_plane(subject)
+    steps = len(horizontal)
     plane = torch.stack(torch.meshgrid(vertical.flip(0), horizontal, indexing="ij")[::-1], -1).view(-1, 2)
-    decoded = model.likelihood(plane.to(subject.images.x.device)).mean
+    decoded = subject.system.model.likelihood(plane.to(subject.images.x.device)).mean
     sheet = grid(decoded, steps, gap=0 if decoded.shape[-1] >= 16 else 1)  # small images need a line between them
     ticks = np.linspace(0, steps - 1, 5).round().astype(int)
     places = (ticks + 0.5) * sheet.shape[0] / steps
@@ -121,6 +132,21 @@ def manifold(subject: Subject) -> Image:
     )
 
 
+def _axes_of_the_plane(subject: Subject) -> tuple[Tensor, Tensor, str]:
+    """The values of the first latent and of the second, upwards, and where they come from."""
+    model, steps, config = subject.system.model, subject.config.manifold_steps, subject.config
+    if config.manifold_range is not None:
+        x0, x1, y0, y1 = config.manifold_range
+        return torch.linspace(x0, x1, steps), torch.linspace(y0, y1, steps), "range set"
+    if isinstance(model, LatentVariableModel):
+        levels = torch.linspace(PRIOR_QUANTILE, 1 - PRIOR_QUANTILE, steps)
+        horizontal, vertical = quantiles(model.prior(), levels, rng.generator(subject.seed, "quantiles")).T
+        return horizontal, vertical, "each latent's quantiles under the prior"
+    low, high = subject.training_codes.quantile(torch.tensor([PRIOR_QUANTILE, 1 - PRIOR_QUANTILE]), dim=0)
+    horizontal, vertical = (torch.linspace(float(low[i]), float(high[i]), steps) for i in (0, 1))
+    return horizontal, vertical, "range of the training codes"
+
+
 def latent(subject: Subject) -> Figure:
     """Posterior means of the test images, coloured by class; their two leading principal components where D > 2."""
     mu, names = subject.latents.mu, ["$z_0$", "$z_1$"]
@@ -128,10 +154,10 @@ def latent(subject: Subject) -> Figure:
     dim = mu.shape[1]
     points = mu.numpy()
     if dim > 2:
-        centred = mu - mu.mean(0)
+        centred = torch.cat([mu - mu.mean(0), mu.new_zeros(max(0, 2 - len(mu)), dim)])  # one code has one component
         _, singular, directions = torch.linalg.svd(centred, full_matrices=False)
-        share = singular.square() / singular.square().sum()
-        points = (centred @ directions[:2].T).numpy()
+        share = singular.square() / singular.square().sum().clamp_min(1e-30)
+        points = (centred @ directions[:2].T).numpy()[: len(mu)]
         names = [f"principal component {i + 1} ({share[i]:.0%} of variance)" for i in (0, 1)]
     elif dim == 1:
         points, names = np.stack([points[:, 0], labels + np.linspace(-0.3, 0.3, len(mu))], 1), ["$z_0$", "class"]
@@ -140,11 +166,14 @@ def latent(subject: Subject) -> Figure:
     classes, index = np.unique(labels, return_inverse=True)
     colours = np.array(COLOURS)[index % len(COLOURS)]
     axes.scatter(points[:, 0], points[:, 1], s=float(np.clip(4000 / len(mu), 2, 18)), alpha=0.75, linewidths=0, c=colours)
-    handles = [Line2D([], [], ls="", marker="o", color=COLOURS[i % 10], label=str(name)) for i, name in enumerate(classes[:30])]
+    handles: list[Artist] = [
+        Line2D([], [], ls="", marker="o", color=COLOURS[i % 10], label=str(name)) for i, name in enumerate(classes[:30])
+    ]
+    if subject.images.y is None:
+        handles = []
     if dim == 2 and isinstance(subject.system.model, LatentVariableModel):
-        angle, radius = np.linspace(0, 2 * np.pi, 200), math.sqrt(-2 * math.log(0.05))
-        handles += axes.plot(radius * np.cos(angle), radius * np.sin(angle), ls="--", lw=1, color=MUTED, label="95 % of prior")
-    if subject.images.y is not None:
+        handles.append(_draw_prior(axes, subject.system.model.prior(), rng.generator(subject.seed, "prior-shown")))
+    if handles:
         axes.legend(handles=handles, frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.set_xlabel(names[0])
     axes.set_ylabel(names[1])
@@ -152,6 +181,18 @@ def latent(subject: Subject) -> Figure:
         axes.set_aspect("equal", adjustable="datalim")
     _plain(axes, f"Codes of the test images: {subject.title}")
     return figure
+
+
+def _draw_prior(axes: Axes, prior: Distribution, generator: torch.Generator) -> Artist:
+    """The ellipse that holds 95 % of a normal prior; of any other some draws, which claim nothing."""
+    if (moments := normal_moments(prior)) is None:
+        z = draw(prior, SHOWN_DRAWS, generator).cpu().numpy()
+        return axes.scatter(z[:, 0], z[:, 1], s=3, linewidths=0, c=MUTED, alpha=0.5, zorder=0.5, label="draws of prior")
+    mean, cholesky = moments[0].cpu().numpy(), torch.linalg.cholesky(moments[1]).cpu().numpy()
+    angle, radius = np.linspace(0, 2 * np.pi, 200), math.sqrt(-2 * math.log(0.05))
+    x, y = mean[:, None] + radius * cholesky @ np.stack([np.cos(angle), np.sin(angle)])
+    (line,) = axes.plot(x, y, ls="--", lw=1, color=MUTED, label="95 % of prior")
+    return line
 
 
 def curves(title: str, metrics: Sequence[dict[str, Any]], best_epoch: int) -> Figure:

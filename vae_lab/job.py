@@ -198,8 +198,10 @@ def restore(job: Job, at: int | None = None) -> None:
             f"{job.run_dir.path} was trained on other images (digest {manifest['data']}, now {job.splits.digest}): the data set "
             "has changed since. Put the old files back, or start a new run."
         )
-    state = run.system.without_settings(found.model)
-    resume.check_state(folder, state, run.system.state())
+    system = run.system
+    state = system.without_settings(found.model)
+    resume.check_state(folder, state, system.state())
+    resume.check_training(folder, training, system)
     run.epoch, run.step, run.sums, run.status = (training[key] for key in ("epoch", "step", "sums", "status"))
     if run.status == "completed" and run.epoch < job.cfg["trainer"]["epochs"]:
         run.status = "running"  # resume_allow=[trainer.epochs]
@@ -207,7 +209,7 @@ def restore(job: Job, at: int | None = None) -> None:
     run.optimizer_state = training["optimizer"]
     best = training["best"]
     run.best_epoch, run.best_loss = best["epoch"], best["loss"]
-    run.best_state = run.system.without_settings(best["state"])
+    run.best_state = system.without_settings(best["state"])
     if changed:
         take_changes(run, make_run(complete(job.run_dir.read_config()), job.splits))
     job.seconds_before = training["seconds"]
@@ -261,7 +263,7 @@ def finish(job: Job) -> dict[str, Any]:
         from vae_lab.figures import Subject, draw_all
 
         caption = f"{job.cfg['name']}, {job.cfg['data']['name']}, {job.cfg['loss']['name']}"
-        subject = Subject(caption, system, test_images, latents, job.run.seed, config)
+        subject = Subject(caption, system, test_images, latents, job.run.seed, config, job.splits.train)
         figures = draw_all(subject, job.run_dir.read_metrics(), job.run.best_epoch, job.run_dir.figures)
     interrupts.check()
     results = job.results(test)

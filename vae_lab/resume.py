@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from filelock import FileLock
@@ -12,6 +12,9 @@ from vae_lab import lock, security
 from vae_lab.config import flatten, identity
 from vae_lab.errors import CheckpointError, ConfigError
 from vae_lab.run_dir import FINISHED, RunDir, storage_errors
+
+if TYPE_CHECKING:
+    from vae_lab.system import System
 
 
 def read_resume(overrides: Sequence[str]) -> tuple[list[str], Path | None]:
@@ -108,16 +111,64 @@ def environment_changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str
 
 
 def check_state(path: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Raise `CheckpointError` with the keys that are missing, extra or of another shape."""
+    """Raise `CheckpointError` with the tensors that are missing, extra, of another shape or type, NaN or infinite.
+
+    What is not finite in the model as it is built may be so in a checkpoint: a mask of -inf, say.
+    """
     problems = [f"missing {key}" for key in expected if key not in found]
     problems += [f"extra {key}" for key in found if key not in expected]
+    common = [(key, found[key], expected[key]) for key in expected if key in found]
     problems += [
-        f"{key} is {tuple(found[key].shape)}, not {tuple(expected[key].shape)}"
-        for key in expected
-        if key in found and found[key].shape != expected[key].shape
+        f"{key} is {tuple(here.shape)}, not {tuple(there.shape)}" for key, here, there in common if here.shape != there.shape
     ]
+    problems += [f"{key} is {here.dtype}, not {there.dtype}" for key, here, there in common if here.dtype != there.dtype]
     if problems:
-        raise CheckpointError(f"{path} belongs to another model: {'; '.join(problems[:10])}.")
+        raise CheckpointError(f"{path} belongs to another model: {_first(problems)}.")
+    built = {key: (here == there) | (here.isnan() & there.isnan()) for key, here, there in common}
+    _check_numbers(path, {key: (here, here.isfinite() | built[key]) for key, here, _ in common})
+
+
+def check_training(path: Path, training: dict[str, Any], system: "System") -> None:
+    """Raise `CheckpointError` where the rest of a checkpoint is not what a run of `system` has saved.
+
+    Optimiser state may be infinite, since the square of a finite gradient is, but never NaN.
+    """
+    expected = system.state()
+    try:
+        best, optimizer = training["best"]["state"], training["optimizer"]
+        moments = {f"{name}.{key}": (part, expected[name]) for name, parts in optimizer.items() for key, part in parts.items()}
+        problems = [
+            f"{key} is {part.dtype} {tuple(part.shape)}"
+            for key, (part, like) in moments.items()
+            if not part.is_floating_point() or (part.dim() and (part.shape, part.dtype) != (like.shape, like.dtype))
+        ]
+        kinds = {tuple(parts) for parts in optimizer.values()}
+        problems += ["not the same for every tensor"] if len(kinds) > 1 else []
+        _ = training["sums"].items(), training["status"], training["best"]["epoch"], training["best"]["loss"], training["resumed"]
+        if wrong := [key for key in ("epoch", "step", "seconds") if not isinstance(training[key], int | float)]:
+            raise TypeError(f"{wrong[0]} is no number")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: not what a run goes on from ({type(error).__name__}: {error}).") from error
+    if problems:
+        raise CheckpointError(f"{path}: optimiser state of another model: {_first(problems)}.")
+    _check_numbers(path, {f"optimiser state {key}": (part, ~part.isnan()) for key, (part, _) in moments.items()})
+    if best:
+        check_state(path / "best state", system.without_settings(best), expected)
+
+
+def _check_numbers(path: Path, sound: dict[str, tuple[Any, Any]]) -> None:
+    """`sound` has tensors, and where each is as it may be."""
+    counts = {key: (tensor.numel() - int(good.sum()), tensor.numel()) for key, (tensor, good) in sound.items()}
+    wrong = [f"{key} ({bad:,} of {total:,})" for key, (bad, total) in counts.items() if bad]
+    if wrong:
+        raise CheckpointError(
+            f"{path}: {len(wrong)} of {len(sound)} tensors hold NaN or infinite numbers: {_first(wrong)}. Take another checkpoint, "
+            "or train again."
+        )
+
+
+def _first(problems: Sequence[str], shown: int = 10) -> str:
+    return "; ".join(problems[:shown]) + (f" and {len(problems) - shown} more" if len(problems) > shown else "")
 
 
 def describe_changes(changes: dict[str, list[Any]]) -> str:

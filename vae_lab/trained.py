@@ -32,8 +32,8 @@ from vae_lab.run_dir import RunDir
 from vae_lab.system import System, build_system
 
 if TYPE_CHECKING:
+    from vae_lab.mixture import Mixture
     from vae_lab.tasks.impute import Imputation
-    from vae_lab.tasks.sample import Mixture
     from vae_lab.tasks.traverse import Traversal
 
 Progress = Callable[[int, int], None]  # images done, images in all
@@ -125,7 +125,7 @@ class TrainedRun:
     def sample(self, n: int, seed: int = 0, temperature: float = 1.0, mixture: "Mixture | None" = None) -> Tensor:
         """`n` mean images [n, C, H, W] of codes drawn from the prior, or from a mixture fitted by `tasks.sample.fit_mixture`.
 
-        `temperature` scales the standard deviations of what is drawn from.
+        `temperature` scales the standard deviations of what is drawn from; a `ConfigError` for a prior that has no such.
         """
         from vae_lab.tasks.sample import draw_codes
 

@@ -38,9 +38,9 @@ class OnBad(Enum):
 class Folder(Dataset):
     """Every PNG, JPEG, BMP and WebP file below `root`; sub-folders, where there are any, are the classes.
 
-    Images are decoded once, into a file below `cache`; a second start maps it, and a set that does not fit into memory streams from
-    it. A changed, added or removed image makes it anew. A fixed random part is the test split. 16-bit grey images keep their
-    range: 0..65535 becomes 0..255.
+    Images are decoded once, into a file below `cache`; a second start verifies it by its checksum and maps it, and a set that does
+    not fit into memory streams from it. A changed, added or removed image makes it anew. A fixed random part is the test split.
+    16-bit grey images keep their range: 0..65535 becomes 0..255.
     """
 
     title = "own images"
@@ -78,7 +78,7 @@ class Folder(Dataset):
         source = hashlib.sha256(json.dumps(found).encode()).hexdigest()
         decoding = {key: getattr(self.config, key) for key in ("size", "channels", "resize", "convert", "on_bad")}
         settings = json.dumps({"root": str(root.absolute())} | decoding, default=str)
-        name = f"{root.name}-{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
+        name = f"{root.name[:40]}-{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
         store = None if self.config.cache is None else ImageStore(Path(self.config.cache), name)
         facts: dict[str, Any] = {"kept": [], "bad": []}
         if store is None:
@@ -124,7 +124,10 @@ class Folder(Dataset):
 
 
 def _scan(root: str, below: str = "") -> Iterator[tuple[str, int, int]]:
-    """Path below `root`, size, and time of change in ns of every image file; with strings, since there may be a million."""
+    """Path below `root`, size, and time of change in ns of every image file; with strings, since there may be a million.
+
+    The later of two times: a file that took another's place may have kept the time of its content, but not that of its place.
+    """
     with os.scandir(os.path.join(root, below)) as entries:  # noqa: PTH118
         for entry in entries:
             path = f"{below}{os.sep}{entry.name}" if below else entry.name
@@ -133,6 +136,6 @@ def _scan(root: str, below: str = "") -> Iterator[tuple[str, int, int]]:
             elif entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith("."):
                 try:
                     status = entry.stat()
-                    yield path, status.st_size, status.st_mtime_ns
+                    yield path, status.st_size, max(status.st_mtime_ns, status.st_ctime_ns)
                 except OSError:  # a link to nothing, which is named when it is read
                     yield path, 0, 0

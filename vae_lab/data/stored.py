@@ -1,10 +1,17 @@
 """Images in a file, decoded once: memory-mapped, so that a second start reads nothing, and sets larger than memory stream."""
 
+import contextlib
+import errno
+import glob
 import hashlib
 import json
+import math
 import os
+import stat
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +25,7 @@ from torch import Tensor
 from vae_lab.run_dir import storage_errors, write_atomic
 
 MEMORY_SHARE = 0.5  # of the free memory, up to which a set is read whole
+NOT_AS_WRITTEN = "its content is not what was written"
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,18 @@ class StoredPixels:
 
     @classmethod
     def open(cls, file: Path, shape: tuple[int, ...], digest: str) -> "StoredPixels":
-        mapped = np.memmap(file, dtype=np.uint8, mode="c", shape=shape)  # copy on write, which nobody does: torch wants it writable
+        """Map a file whose content has this digest; it is read once, in small parts, to see that it has.
+
+        Raises:
+            OSError: it is no file that can be read, or has another size or content.
+        """
+        with _open_file(file) as opened:
+            size, wanted = os.fstat(opened.fileno()).st_size, math.prod(shape)
+            if size != wanted:
+                raise OSError(errno.EIO, f"{size:,} bytes, not {wanted:,}")
+            if hashlib.file_digest(opened, "sha256").hexdigest() != digest:
+                raise OSError(errno.EIO, NOT_AS_WRITTEN)
+            mapped = np.memmap(opened, dtype=np.uint8, mode="c", shape=shape)  # never written to, but torch wants it writable
         return cls(file, torch.from_numpy(mapped), torch.arange(shape[0]), digest)
 
     def __len__(self) -> int:
@@ -62,6 +81,10 @@ class StoredPixels:
         return self.digest.encode() + self.rows.numpy().tobytes()
 
 
+class DamagedError(Exception):
+    """Stored images are not what was written."""
+
+
 class ImageStore:
     """One decoded set in a folder: FOLDER/NAME.pixels and, written last, FOLDER/NAME.json."""
 
@@ -71,32 +94,47 @@ class ImageStore:
     def read_or_write(
         self, source: str, images: Iterator[np.ndarray], facts: dict[str, Any]
     ) -> tuple[StoredPixels, dict[str, Any]]:
-        """What is there, else `images`, kept; one process at a time decodes them.
+        """What is there, else `images`, kept; one process at a time decodes them. Says where what is there is damaged.
 
         Raises:
             StorageError: the folder cannot be written.
         """
-        if (known := self.read(source)) is not None:
-            return known
+        with contextlib.suppress(DamagedError):
+            if (known := self.read(source)) is not None:
+                return known
         with storage_errors(self.pixels):
             self.pixels.parent.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.pixels.with_suffix(".lock"))
             lock.acquire()
         try:
-            return self.read(source) or self.write(source, images, facts)
+            return self.read(source) or self.write(source, images, facts)  # another process may have made it meanwhile
+        except DamagedError as error:
+            sys.stderr.write(f"{error}. The images are decoded again.\n")
+            return self.write(source, images, facts)
         finally:
             lock.release()
 
     def read(self, source: str) -> tuple[StoredPixels, dict[str, Any]] | None:
-        """Pixels and facts, if they were made from `source` and are whole."""
+        """Pixels and facts, if they were made from `source`.
+
+        Raises:
+            DamagedError: they were, but are not what was written.
+        """
+        at = self.manifest
         try:
-            known = json.loads(self.manifest.read_text(encoding="utf-8"))
-            pixels = self.pixels.with_name(known["file"])
-            if known["source"] != source or pixels.stat().st_size != int(np.prod(known["shape"])):
+            with _open_file(at) as file:
+                known = json.loads(file.read())
+            if known.pop("sha256", None) != _sum(known):
+                raise ValueError(NOT_AS_WRITTEN)
+            if known["source"] != source:
                 return None
-            return StoredPixels.open(pixels, tuple(known["shape"]), known["digest"]), known["facts"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+            at = at.with_name(known["file"])
+            return StoredPixels.open(at, tuple(known["shape"]), known["digest"]), known["facts"]
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            if isinstance(error, FileNotFoundError) and at == self.manifest:
+                return None
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise DamagedError(f"{at}: a damaged copy of the images ({reason})") from error
 
     def write(self, source: str, images: Iterable[np.ndarray], facts: dict[str, Any]) -> tuple[StoredPixels, dict[str, Any]]:
         """Keep images [C, H, W] of one shape, taken one by one; `facts` may be filled while they are.
@@ -122,8 +160,23 @@ class ImageStore:
                 file.unlink(missing_ok=True)
                 raise
             known = {"source": source, "file": file.name, "shape": [number, *shape], "digest": digest.hexdigest(), "facts": facts}
-            write_atomic(self.manifest, json.dumps(known))
-            for old in file.parent.glob(f"{self.pixels.stem}-*.pixels"):
+            write_atomic(self.manifest, json.dumps(known | {"sha256": _sum(known)}))
+            for old in file.parent.glob(f"{glob.escape(self.pixels.stem)}-*.pixels"):
                 if old != file:
-                    old.unlink(missing_ok=True)
-        return StoredPixels.open(file, (number, *shape), digest.hexdigest()), facts
+                    with contextlib.suppress(OSError):  # a folder, say
+                        old.unlink()
+            return StoredPixels.open(file, (number, *shape), digest.hexdigest()), facts
+
+
+def _open_file(path: Path) -> BufferedReader:
+    """Open a regular file to read it. A link is not followed, and a pipe not waited for."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a file")
+    return os.fdopen(descriptor, "rb")
+
+
+def _sum(known: dict[str, Any]) -> str:
+    """Of a manifest's content: classes and the pixels' digest are believed only where nothing in it has changed."""
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()

@@ -159,11 +159,17 @@ class FashionMNIST(IdxDataset):
 
     title, source, folder = "Fashion-MNIST", "FashionMNIST", "FashionMNIST/raw"
     image_shape = (1, 28, 28)
+    md5: ClassVar[dict[str, str]] = {
+        "train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+        "train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
+        "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
+        "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
+    }
 
 
 @register("data", "kmnist")
 class KMNIST(IdxDataset):
-    """70,000 cursive Japanese characters, 28x28.
+    """70,000 cursive Japanese characters, 28x28. A local copy is believed by its structure: only its archives have known sums.
 
     References:
         Clanuwat et al. 2018. https://arxiv.org/abs/1812.01718

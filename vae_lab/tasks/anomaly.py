@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vae_lab import pictures
 from vae_lab.arrays import Array, in_kind
+from vae_lab.distributions import normal_moments
 from vae_lab.errors import ConfigError, DataError
 from vae_lab.figures import COLOURS, INK
 from vae_lab.tasks import picture, source
@@ -73,23 +74,28 @@ def reconstruction_error(run: TrainedRun, x: Array) -> Array:
 
 
 def latent_distance(run: TrainedRun, x: Array, reference: np.ndarray | Tensor | None = None) -> Array:
-    """Mahalanobis distance of each mean code, [N]: from the codes in `reference`, else from the prior.
+    """Mahalanobis distance of each mean code, [N]: from the codes in `reference`, else from a normal prior.
 
     sqrt((mu - m)^T S^-1 (mu - m)) with the mean m and the covariance S of the reference codes [M, D], or of the prior.
+
+    Raises:
+        ConfigError: no reference, and a prior that mean and covariance do not describe, or none.
     """
     mu = torch.as_tensor(run.encode(x).mu).cpu().double()
     if reference is None:
         if run.prior is None:
             raise ConfigError(f"{run.name} has no prior: pass the codes of training images as reference.")
-        distance = ((mu - run.prior.mean.cpu()) / run.prior.stddev.cpu()).norm(dim=1)
+        if (moments := normal_moments(run.prior)) is None:
+            raise ConfigError(f"{run.name}: the prior is not normal: pass the codes of training images as reference.")
+        mean, covariance = (moment.cpu().double() for moment in moments)
     else:
         codes = torch.as_tensor(reference).cpu().double()
         if codes.dim() != 2 or codes.shape[1] != mu.shape[1] or len(codes) < 2:
             raise DataError(f"reference codes of shape {list(codes.shape)}: pass at least two, [M, {mu.shape[1]}].")
-        covariance = torch.cov(codes.T).view(mu.shape[1], -1)
-        ridge = 1e-9 * covariance.diagonal().mean().clamp_min(1e-12)
-        cholesky = torch.linalg.cholesky(covariance + ridge * torch.eye(mu.shape[1], dtype=torch.double))
-        distance = torch.linalg.solve_triangular(cholesky, (mu - codes.mean(0)).T, upper=False).norm(dim=0)
+        mean, covariance = codes.mean(0), torch.cov(codes.T).view(mu.shape[1], -1)
+        covariance += 1e-9 * covariance.diagonal().mean().clamp_min(1e-12) * torch.eye(mu.shape[1], dtype=torch.double)
+    cholesky = torch.linalg.cholesky(covariance)
+    distance = torch.linalg.solve_triangular(cholesky, (mu - mean).T, upper=False).norm(dim=0)
     return in_kind(distance.float(), x)
 
 
@@ -159,11 +165,11 @@ def _images(run: TrainedRun, arguments: argparse.Namespace) -> tuple[source.Sour
 
 
 def _reference(run: TrainedRun) -> Tensor | None:
-    """Codes of training images; None, with a word of it, where they are not on this machine but there is a prior."""
+    """Codes of training images; None, with a word of it, where they are not on this machine but there is a normal prior."""
     try:
-        return run.encode(source.own_train(run).x[:MAX_REFERENCE]).mu
+        return run.encode(source.own_train(run, MAX_REFERENCE).x).mu
     except DataError:
-        if run.prior is None:
+        if run.prior is None or normal_moments(run.prior) is None:
             raise
         say("The training images are not here: latent_distance is measured from the prior, not from their codes.")
         return None

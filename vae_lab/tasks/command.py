@@ -128,7 +128,7 @@ def _sample(commands: Any) -> None:
         choices=["prior", "mixture"],
         help="where codes come from; default: the prior, or the mixture where there is none",
     )
-    parser.add_argument("--components", type=_at_least(1), default=10, help="of the mixture fitted to training codes; default: 10")
+    parser.add_argument("--components", type=_at_least(1), help="of the mixture fitted to training codes; default: 10")
 
 
 def _reconstruct(commands: Any) -> None:

@@ -15,7 +15,7 @@ from torch.distributions import Independent
 
 from vae_lab import rng
 from vae_lab.arrays import Array, image_reader, in_kind
-from vae_lab.distributions import reparameterize
+from vae_lab.distributions import draw, reparameterize
 from vae_lab.errors import ConfigError
 from vae_lab.tasks import picture, source
 from vae_lab.tasks.command import open_run, say, say_written
@@ -92,8 +92,9 @@ def chains(run: TrainedRun, x: Array, missing: Array, num_chains: int = 8, steps
 
 def _first_fill(run: TrainedRun, streams: list[torch.Generator], num_chains: int) -> Tensor:
     if run.prior is not None:
-        eps = _noise(run, streams, num_chains, run.model.latent_dim)
-        return run.model.likelihood(run.prior.mean + run.prior.stddev * eps).mean
+        prior = run.prior
+        z = torch.cat([draw(prior, num_chains, stream) for stream in streams])  # a stream of its own for each image, as in _noise
+        return run.model.likelihood(z.to(run.device)).mean
     uniform = [torch.rand(num_chains, *run.image_shape, generator=stream) for stream in streams]
     return torch.cat(uniform).to(run.device)
 

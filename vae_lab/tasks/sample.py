@@ -2,65 +2,38 @@
 
 import argparse
 import math
-import warnings
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 from vae_lab import rng
+from vae_lab.distributions import draw
 from vae_lab.errors import ConfigError
+from vae_lab.mixture import MAX_CODES, Mixture, fit_mixture
 from vae_lab.tasks import picture, source
 from vae_lab.tasks.command import open_run, say_written
 from vae_lab.tasks.files import output, write_all
 from vae_lab.trained import TrainedRun
 
-MAX_CODES, MAX_SHOWN = 10_000, 400
-JITTER = 1e-6  # added to the mixture's variances
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """A Gaussian mixture over codes: weights, means and Cholesky factors of the covariances of its K components."""
-
-    weights: Float[Tensor, " K"]
-    means: Float[Tensor, "K D"]
-    cholesky: Float[Tensor, "K D D"]
-
-
-def fit_mixture(mu: np.ndarray | Tensor, components: int = 10, seed: int = 0) -> Mixture:
-    """Fit a mixture with full covariances to codes [N, D]: where an autoencoder's codes lie, which nothing else tells.
-
-    References:
-        Ghosh et al. 2020, ex-post density estimation. https://arxiv.org/abs/1903.12436
-    """
-    codes = np.asarray(mu, dtype=np.float64)
-    if not 1 <= components <= len(codes):
-        raise ConfigError(f"components={components}: from 1 to the {len(codes)} codes that the mixture is fitted to.")
-    model = GaussianMixture(components, reg_covar=JITTER, random_state=rng.derive(seed, "mixture") % 2**32)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # a hundred rounds place the components well enough to sample
-        model.fit(codes)
-    cholesky = np.linalg.cholesky(model.covariances_)
-    return Mixture(*(torch.from_numpy(array).float() for array in (model.weights_, model.means_, cholesky)))
+MAX_SHOWN = 400
 
 
 def draw_codes(run: TrainedRun, n: int, seed: int = 0, temperature: float = 1.0, mixture: Mixture | None = None) -> Tensor:
-    """`n` codes [n, D]: mean + temperature * deviation, of the prior or of a component of `mixture`."""
+    """`n` codes [n, D] from the prior, or from `mixture`; `temperature` scales their deviations, where the prior has such."""
     if n < 1 or not (math.isfinite(temperature) and temperature >= 0):
         raise ConfigError(f"n={n}, temperature={temperature}: at least one sample, and a temperature of 0 or more.")
     stream = rng.generator(seed, "sample")
-    eps = temperature * torch.randn(n, run.model.latent_dim, generator=stream)
     if mixture is not None:
-        chosen = torch.multinomial(mixture.weights, n, replacement=True, generator=stream)
-        return mixture.means[chosen] + (mixture.cholesky[chosen] @ eps[..., None])[..., 0]
+        return mixture.draw(n, stream, temperature)
     if run.prior is None:
         raise ConfigError(f"{run.name} has no prior to sample from: fit a mixture to its codes (--source mixture; fit_mixture).")
-    return run.prior.mean.cpu() + run.prior.stddev.cpu() * eps
+    return draw(run.prior, n, stream, temperature).cpu()
+
+
+def training_mixture(run: TrainedRun, components: int | None = None) -> Mixture:
+    """The mixture that a run's pictures are drawn from too: fitted to its training images' codes, with the run's seed."""
+    return fit_mixture(run.encode(source.own_train(run, MAX_CODES).x).mu, components, run.seed)
 
 
 def columns_for(n: int) -> int:
@@ -77,8 +50,8 @@ def command(arguments: argparse.Namespace) -> int:
     if arguments.source == "prior":
         run.needs_prior("samples from it")
     elif arguments.source == "mixture" or run.prior is None:
-        codes = run.encode(source.own_train(run).x[:MAX_CODES]).mu
-        mixture, where = fit_mixture(codes, arguments.components, arguments.seed), f"a mixture of {arguments.components} Gaussians"
+        mixture = training_mixture(run, arguments.components)
+        where = f"{mixture} fitted to training codes"
     images = run.sample(arguments.n, arguments.seed, arguments.temperature, mixture)
     columns = columns_for(min(arguments.n, MAX_SHOWN))
     shown = images[:MAX_SHOWN]

@@ -84,8 +84,8 @@ def class_list(text: str | None) -> list[int] | None:
     return sorted({number for first, _, last in ends for number in range(int(first), int(last or first) + 1)})
 
 
-def known(run: TrainedRun, name: str, split: str, classes: list[int] | None = None) -> Source:
-    """A split of a data set; of the run's own, exactly as it was trained, but for the classes if some are named."""
+def known(run: TrainedRun, name: str, split: str, classes: list[int] | None = None, first: int | None = None) -> Source:
+    """A split of a data set, or its `first` images; of the run's own, exactly as it was trained, but for classes that are named."""
     if split not in SPLITS:
         raise ConfigError(f"{name}:{split}: choose {', '.join(SPLITS)}.{did_you_mean(split, SPLITS)}")
     parts = load(data_config(run, name, classes))
@@ -95,7 +95,7 @@ def known(run: TrainedRun, name: str, split: str, classes: list[int] | None = No
     if tuple(images.x.shape[1:]) != run.image_shape:
         raise DataError(f"{name}: images of {_by(images.x.shape[1:])}, but {run.name} was trained on {_by(run.image_shape)}.")
     chosen = "" if classes is None else f", {'class' if len(classes) == 1 else 'classes'} {', '.join(map(str, classes))}"
-    return Source(images.x[:], images.y, f"{name} {split}{chosen}")
+    return Source(images.x[:first], None if images.y is None else images.y[:first], f"{name} {split}{chosen}")
 
 
 def data_config(run: TrainedRun, name: str, classes: list[int] | None = None) -> dict[str, Any]:
@@ -111,9 +111,9 @@ def data_config(run: TrainedRun, name: str, classes: list[int] | None = None) ->
     return cfg if classes is None else cfg | {"classes": classes}
 
 
-def own_train(run: TrainedRun) -> Source:
-    """The images that the run was trained on."""
-    return known(run, run.config["data"]["name"], "train")
+def own_train(run: TrainedRun, first: int | None = None) -> Source:
+    """The images that the run was trained on, or the `first` of them: no more are read."""
+    return known(run, run.config["data"]["name"], "train", first=first)
 
 
 def _folder(run: TrainedRun, folder: Path, fit: bool) -> Source:
