@@ -18,7 +18,7 @@ from vae_lab.config import Precision
 from vae_lab.graphs import Graphs
 from vae_lab.objectives.base import Batch, Noise, Terms
 from vae_lab.system import System
-from vae_lab.undivided import Undivided
+from vae_lab.undivided import UndividedLayers
 
 
 def stack_key(system: System) -> str:
@@ -103,7 +103,7 @@ class Cohort:
         """Terms [R, B] of several runs."""
 
         def one(parameters: State, buffers: State, batch: Batch, noise: Noise) -> Terms:
-            with Undivided() if self._bf16 else nullcontext():
+            with UndividedLayers() if self._bf16 else nullcontext():
                 return functional_call(self.template, (parameters, buffers), (batch, noise, step))
 
         shared = None if batch.x.dim() == 4 else 0

@@ -1,61 +1,55 @@
-"""Layers of stacked runs that autocast must see whole.
+"""Operations of stacked runs that vmap would take apart: computed whole, for all runs at once, as a run alone computes them.
 
-Under vmap, autocast decides too late: a linear layer is by then a product and a sum, and a convolution one that autocast does
-not know. Left so, a cohort's convolutions run in single precision, and its products are rounded before their bias is added.
-Inside `Undivided` each such layer of all runs is one operation of torch's, under autocast, with the rounding of a run alone.
+Taken apart, they are other operations. The cross-entropy becomes what takes five times as long. In bf16, autocast decides too late:
+a linear layer is by then a product and a sum, so that the product is rounded before its bias is added, and a convolution is one
+that autocast does not know, and runs in single precision.
 """
 
 from collections.abc import Callable
 from typing import Any
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor
-from torch._C._functorch import is_batchedtensor, peek_interpreter_stack
+from torch import Tensor, baddbmm, bmm, is_tensor
+from torch._C._functorch import _add_batch_dim, _remove_batch_dim, is_batchedtensor, peek_interpreter_stack
+from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch.overrides import TorchFunctionMode
 
 
-class Undivided(TorchFunctionMode):
-    """Inside the one vmap over the runs, computes the layers named in `LAYERS` by one operation each."""
+def are_stacked(*inputs: Any) -> bool:
+    """Whether any of these belongs to several runs: inside the one vmap over runs, and in no transform within it."""
+    return any(is_batchedtensor(part) for part in inputs if is_tensor(part)) and peek_interpreter_stack().level() == 1
+
+
+def of_all_runs(operation: Callable[..., Tensor], *tensors: Tensor | None) -> Tensor:
+    """Call `operation` below vmap, with each tensor as [R, ...]; its result [R, ...] goes on under vmap."""
+    interpreter = retrieve_current_functorch_interpreter()
+    level, num_runs = interpreter.level(), interpreter.batch_size()
+    stacked = [None if tensor is None else _remove_batch_dim(tensor, level, num_runs, 0) for tensor in tensors]
+    with interpreter.lower():
+        out = operation(*stacked)
+    return _add_batch_dim(out, 0, level)
+
+
+class UndividedLayers(TorchFunctionMode):
+    """Inside the vmap over runs, each layer of `LAYERS` is an operation that autocast sees whole."""
 
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        layer, kwargs = LAYERS.get(function), kwargs or {}
-        outermost = layer is not None and peek_interpreter_stack().level() == 1
-        if layer is None or not outermost or not any(map(is_batchedtensor, filter(torch.is_tensor, [*args, *kwargs.values()]))):
+        kwargs = kwargs or {}
+        layer = LAYERS.get(function)
+        if layer is None or not are_stacked(*args, *kwargs.values()):
             return function(*args, **kwargs)
         return layer(*args, **kwargs)
-
-
-class _OfAllRuns(torch.autograd.Function):
-    """Calls an operation with its tensors as they are below vmap, each with a leading axis R; gradients are its own."""
-
-    @staticmethod
-    def forward(operation: Callable[..., Tensor], *tensors: Tensor | None) -> Tensor:
-        raise NotImplementedError("only called under vmap")
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """torch asks for it."""
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, operation: Callable[..., Tensor], *tensors: Tensor | None) -> tuple[Tensor, int]:
-        def stacked(tensor: Tensor | None, dim: int | None) -> Tensor | None:
-            if tensor is None or dim is not None:
-                return None if tensor is None else tensor.movedim(dim, 0)
-            return tensor.expand(info.batch_size, *tensor.shape)  # one for all runs
-
-        return operation(*map(stacked, tensors, in_dims[1:])), 0
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     def of_all(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         rows = x.reshape(len(x), -1, x.shape[-1])
-        product = torch.bmm(rows, weight.mT) if bias is None else torch.baddbmm(bias[:, None], rows, weight.mT)
+        product = bmm(rows, weight.mT) if bias is None else baddbmm(bias[:, None], rows, weight.mT)
         return product.reshape(*x.shape[:-1], weight.shape[1])
 
-    return _OfAllRuns.apply(of_all, input, weight, bias)
+    return of_all_runs(of_all, input, weight, bias)
 
 
 def _convolution(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -72,7 +66,7 @@ def _convolution(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
             bias = None if bias is None else bias.flatten()
             return _one_by_one(function(_side_by_side(x), weight.flatten(0, 1), bias, *given, **more), len(x))
 
-        return _OfAllRuns.apply(of_all, input, weight, bias)
+        return of_all_runs(of_all, input, weight, bias)
 
     return layer
 
@@ -84,27 +78,32 @@ def _group_norm(
         weight, bias = (None if part is None else part.flatten() for part in (weight, bias))
         return _one_by_one(F.group_norm(_side_by_side(x), len(x) * num_groups, weight, bias, eps), len(x))
 
-    return _OfAllRuns.apply(of_all, input, weight, bias)
+    return of_all_runs(of_all, input, weight, bias)
 
 
 def _layer_norm(
-    input: Tensor, normalized_shape: list[int], weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+    input: Tensor,
+    normalized_shape: list[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
 ) -> Tensor:
-    rows = input.flatten(-len(normalized_shape)).flatten(0, -2)
-    weight, bias = (None if part is None else part.flatten() for part in (weight, bias))
-    return _group_norm(rows, 1, weight, bias, eps).reshape(input.shape)
+    """Its parts in single precision and rounded once; autocast asks for the rounding on a CPU only."""
+    out = F.layer_norm(input.float(), normalized_shape, weight, bias, eps)
+    return out.to(input.dtype) if input.device.type == "cpu" else out
 
 
 def _side_by_side(x: Tensor) -> Tensor:
-    """[R, B, C, ...] as [B, R * C, ...]: the runs' channels beside each other."""
+    """[R, B, C, ...] as [B, R * C, ...]: the channels of all runs beside each other."""
     return x.transpose(0, 1).flatten(1, 2)
 
 
 def _one_by_one(x: Tensor, num_runs: int) -> Tensor:
+    """Undoes `_side_by_side`."""
     return x.unflatten(1, (num_runs, -1)).transpose(0, 1)
 
 
-GROUPS = 3  # the place of `groups` behind a convolution's tensors, also behind a transposed one's
+GROUPS = 3  # where `groups` stands behind the three tensors of a convolution, and of a transposed one
 CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 LAYERS: dict[Callable[..., Any], Callable[..., Tensor]] = {
     F.linear: _linear,
