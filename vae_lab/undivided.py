@@ -5,7 +5,7 @@ a linear layer is by then a product and a sum, so that the product is rounded be
 that autocast does not know, and runs in single precision.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -54,8 +54,8 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 def _convolution(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def layer(input: Tensor, weight: Tensor, bias: Tensor | None = None, *settings: Any, **options: Any) -> Tensor:
-        if input.dim() != weight.dim():  # one image, without the axis of a batch
-            return function(input, weight, bias, *settings, **options)
+        if input.dim() < weight.dim():  # one image, without the axis of a batch
+            return layer(input[None], weight, bias, *settings, **options)[0]
 
         def of_all(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             given, more = list(settings), dict(options)
@@ -83,13 +83,13 @@ def _group_norm(
 
 def _layer_norm(
     input: Tensor,
-    normalized_shape: list[int],
+    normalized_shape: Sequence[int],
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
     """Its parts in single precision and rounded once; autocast asks for the rounding on a CPU only."""
-    out = F.layer_norm(input.float(), normalized_shape, weight, bias, eps)
+    out = F.layer_norm(input.float(), list(normalized_shape), weight, bias, eps)
     return out.to(input.dtype) if input.device.type == "cpu" else out
 
 
