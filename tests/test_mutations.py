@@ -91,6 +91,18 @@ MUTATIONS = {
         "weights_only=False",
         "tests/test_hostile_checkpoints.py::test_h1_hostile_checkpoints_with_right_checksums_are_refused",
     ),
+    "whole layers": (
+        "vae_lab/cohort.py",
+        "with UndividedLayers() if self._bf16 else nullcontext():",
+        "with nullcontext():",
+        "tests/test_cohort_equality.py::test_the_first_step_is_that_of_the_run_alone",
+    ),
+    "untrained bias": (
+        "vae_lab/networks/conv.py",
+        "if layer.out_channels == self.config.groups:",
+        "if False:",
+        "tests/test_cohort_equality.py::test_a_bias_that_is_subtracted_is_not_trained",
+    ),
 }  # fmt: skip
 
 
