@@ -187,6 +187,18 @@ MUTATIONS = {
         "fit_mixture(subject.latents.mu, seed=subject.seed)",
         "tests/test_priors.py::test_an_autoencoders_samples_have_one_source",
     ),
+    "whole layers": (
+        "vae_lab/cohort.py",
+        "with UndividedLayers() if self._bf16 else nullcontext():",
+        "with nullcontext():",
+        "tests/test_cohort_equality.py::test_the_first_step_is_that_of_the_run_alone",
+    ),
+    "untrained bias": (
+        "vae_lab/networks/conv.py",
+        "if layer.out_channels == self.config.groups:",
+        "if False:",
+        "tests/test_cohort_equality.py::test_a_bias_that_is_subtracted_is_not_trained",
+    ),
 }  # fmt: skip
 
 

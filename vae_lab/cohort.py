@@ -20,6 +20,7 @@ from vae_lab.objectives.base import Batch, Noise, Terms
 from vae_lab.settings import setting_names
 from vae_lab.stacking import stack_key
 from vae_lab.system import System
+from vae_lab.undivided import UndividedLayers
 
 
 class Cohort:
@@ -96,7 +97,8 @@ class Cohort:
         """Terms [R, B] of several runs."""
 
         def one(parameters: State, buffers: State, batch: Batch, noise: Noise) -> Terms:
-            return functional_call(self.template, (parameters, buffers), (batch, noise, step))
+            with UndividedLayers() if self._bf16 else nullcontext():
+                return functional_call(self.template, (parameters, buffers), (batch, noise, step))
 
         shared = None if batch.x.dim() == 4 else 0
         in_dims = (0, 0, Batch(*(None if part is None else shared for part in batch)), 0)  # type: ignore[arg-type]

@@ -94,8 +94,9 @@ def evaluate(system: System, images: Images, run: Run, config: EvaluationConfig)
         metrics["elbo"] = -(metrics["nll"] + metrics["kl"])
         values["elbo"] = -(values["nll"] + values["kl"])
     metrics["mse"] = metrics["sse"] / images.x[0].numel()
-    metrics["active_units"] = int((mu.var(0) > config.active_threshold).sum())
-    metrics["code_std"] = mu.std(0).tolist()
+    spread = mu.var(0, correction=min(1, len(mu) - 1))  # of a single image: zero
+    metrics["active_units"] = int((spread > config.active_threshold).sum())
+    metrics["code_std"] = spread.sqrt().tolist()
     if kl_per_latent is not None:
         metrics["kl_per_latent"] = kl_per_latent.tolist()
     latents = Latents(mu.cpu(), None if kl_per_latent is None else kl_per_latent.cpu())

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from itertools import pairwise
 
+import torch
 from torch import nn
 
 from vae_lab.config import bounded
@@ -51,7 +52,7 @@ class Conv(Network):
     def encoder(self, out_features: int) -> nn.Module:
         config, layers = self.config, list[nn.Module]()
         for before, after in pairwise([self.image_shape[0], *config.channels]):
-            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), *self._normalised(after)]
+            layers += self._normalised(nn.Conv2d(before, after, 3, stride=2, padding=1))
         sizes = [self._flat_features(), *config.hidden_dims]
         dense = dense_stack(sizes, ACTIVATIONS[config.activation], layer_norm=False)
         return nn.Sequential(*layers, nn.Flatten(), *dense, nn.Linear(sizes[-1], out_features))
@@ -64,13 +65,18 @@ class Conv(Network):
         widths = [*reversed(config.channels), self.image_shape[0]]
         for stage, (before, after) in enumerate(pairwise(widths)):
             even = self.sides[-2 - stage] % 2 == 0  # an even side needs one more row than 2 * side - 1
-            layers.append(nn.ConvTranspose2d(before, after, 3, stride=2, padding=1, output_padding=int(even)))
-            if stage < len(widths) - 2:
-                layers += self._normalised(after)
+            layer = nn.ConvTranspose2d(before, after, 3, stride=2, padding=1, output_padding=int(even))
+            layers += self._normalised(layer) if stage < len(widths) - 2 else [layer]
         return nn.Sequential(*layers)
 
-    def _normalised(self, channels: int) -> list[nn.Module]:
-        return [nn.GroupNorm(self.config.groups, channels), ACTIVATIONS[self.config.activation]()]
+    def _normalised(self, layer: nn.Conv2d | nn.ConvTranspose2d) -> list[nn.Module]:
+        if layer.out_channels == self.config.groups:
+            # Groups of one channel subtract its bias: the gradient is rounding noise, which RMSprop and Adam scale up to
+            # full steps. So it is zero for good, under the name that older checkpoints have for it.
+            del layer.bias
+            layer.register_buffer("bias", torch.zeros(layer.out_channels))
+        norm = nn.GroupNorm(self.config.groups, layer.out_channels)
+        return [layer, norm, ACTIVATIONS[self.config.activation]()]
 
     def _flat_features(self) -> int:
         return self.config.channels[-1] * self.sides[-1] ** 2
