@@ -405,6 +405,13 @@ def test_any_codes_have_a_mixture(codes: Tensor) -> None:
         assert float((z - z.mean(0)).norm()) / 5000**0.5 < 3 * float((codes - codes.mean(0)).norm()) / len(codes) ** 0.5 + 1e-5
 
 
+def test_many_latents_have_fewer_components() -> None:
+    """A mixture of ten in 700 dimensions takes minutes, which no picture is worth."""
+    generator = torch.Generator().manual_seed(0)
+    for dim, components in ((2, 10), (64, 10), (128, 2), (700, 1)):
+        assert len(fit_mixture(torch.randn(100, dim, generator=generator)).weights) == components
+
+
 def test_codes_that_are_no_numbers_have_none() -> None:
     with pytest.raises(DataError, match="NaN or infinite"):
         fit_mixture(torch.tensor([[1.0], [math.nan]]))

@@ -13,6 +13,8 @@ from vae_lab.errors import ConfigError, DataError
 
 MAX_CODES = 10_000  # training images, the first ones, whose codes are looked at
 COMPONENTS = 10
+ROUNDS = 30  # of the fit: they place the components well enough to sample
+MAX_WORK = COMPONENTS * 64**2  # components x latents^2, to which the time of a round is proportional; a minute is too long
 JITTER = 1e-6  # of the codes' mean variance, added to the variances
 
 
@@ -40,7 +42,7 @@ def fit_mixture(mu: np.ndarray | Tensor, components: int | None = None, seed: in
 
     Args:
         mu: the codes.
-        components: None: `COMPONENTS`, or as many as there are codes if those are fewer.
+        components: None: `COMPONENTS`, fewer beyond 64 latents, and no more than there are codes.
         seed: of the places where the fit begins.
 
     References:
@@ -50,15 +52,16 @@ def fit_mixture(mu: np.ndarray | Tensor, components: int | None = None, seed: in
     from sklearn.mixture import GaussianMixture
 
     codes = np.asarray(mu, dtype=np.float64)
-    components = min(COMPONENTS, len(codes)) if components is None else components
+    if components is None:
+        components = min(COMPONENTS, len(codes), max(1, MAX_WORK // codes.shape[1] ** 2))
     if not 1 <= components <= len(codes):
         raise ConfigError(f"components={components}: from 1 to the {len(codes)} codes that the mixture is fitted to.")
     if not np.isfinite(codes).all():
         raise DataError("The codes that the mixture is to be fitted to hold NaN or infinite numbers.")
     jitter = JITTER * max(float(codes.var(0).mean()), JITTER)  # relative, for codes of any scale, and constant ones too
-    model = GaussianMixture(components, reg_covar=jitter, random_state=rng.derive(seed, "mixture") % 2**32)
+    model = GaussianMixture(components, max_iter=ROUNDS, reg_covar=jitter, random_state=rng.derive(seed, "mixture") % 2**32)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # a hundred rounds place the components well enough to sample
+        warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(codes if len(codes) > 1 else codes.repeat(2, 0))  # scikit-learn wants two
     cholesky = np.linalg.cholesky(model.covariances_)
     return Mixture(*(torch.from_numpy(array).float() for array in (model.weights_, model.means_, cholesky)))
