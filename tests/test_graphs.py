@@ -121,6 +121,17 @@ def test_recording_a_step_does_not_take_it(compose, monkeypatch: pytest.MonkeyPa
     assert torch.allclose(run.state[variance], eager.state[variance], rtol=1e-3)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("runs", [1, 2])
+def test_convolutions_in_bf16_are_compiled(compose, runs: int) -> None:
+    settings = (*SMALL, "network=conv", "network.channels=[8,8]", "trainer.precision=bf16", "trainer.epochs=1")
+    cfgs = [compose(*settings, f"seed={seed}") for seed in range(runs)]
+    _, eager = train(cfgs)
+    _, rows = train([compiled(cfg) for cfg in cfgs])
+    for row, expected in zip(rows, eager, strict=True):
+        assert row[0]["train/loss"] == pytest.approx(expected[0]["train/loss"], rel=2e-3)
+
+
 def test_sizes_of_shrinking_cohorts() -> None:
     assert sorted({roomy(number) for number in range(1, 65)}) == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64]
     assert all(number <= roomy(number) < 1.5 * number for number in range(1, 1000))

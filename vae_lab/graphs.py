@@ -23,6 +23,9 @@ from vae_lab.objectives.base import Batch, Noise, Terms
 
 log = logging.getLogger(__name__)
 
+# In bf16 these return another type than torch.compile believes, so that they are recorded as what they are made of.
+MIXED = [torch.ops.aten.native_group_norm, torch.ops.aten.native_group_norm_backward]
+
 Whole = Callable[[list[Block], State, Batch, Noise, Int[Tensor, ""]], tuple[Terms, list[Block]]]
 
 
@@ -43,13 +46,14 @@ class Graphs:
         graph = self.compiled.get(batch.x.shape)
         if graph is not None:
             return graph(blocks, buffers, batch, noise, step)
+        from torch._decomp import get_decompositions
         from torch.fx.experimental.proxy_tensor import make_fx  # 0.8 s, which others do not wait for
 
         began = time.perf_counter()
         try:
             # Recording runs the step: on copies, since a step may write to its buffers.
             copies = [block.clone() for block in blocks], {name: leaf.clone() for name, leaf in buffers.items()}
-            record = make_fx(lambda *inputs: whole(*inputs))(*copies, batch, noise, step)
+            record = make_fx(lambda *inputs: whole(*inputs), get_decompositions(MIXED))(*copies, batch, noise, step)
             graph = torch.compile(record, fullgraph=True, dynamic=False, mode=self.mode)
             outputs = graph(blocks, buffers, batch, noise, step)
         except torch.OutOfMemoryError:
