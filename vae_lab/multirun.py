@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from vae_lab import lock
 from vae_lab.config import Device, to_plain
+from vae_lab.console import say
 from vae_lab.errors import SweepError
 from vae_lab.interrupt import interrupts
 from vae_lab.planning import Cost, Planned, SweepOptions, default_workers, plan, stacking_key
@@ -72,7 +73,7 @@ def lead(
     num_workers = options.workers or default_workers(on_gpu, options.cluster)
     # A job of a cluster waits and imports before it trains, so that few large cohorts are better than many small ones.
     cohorts = plan(todo, options.max_cohort, num_workers, on_gpu, spread=options.cluster is None)
-    sweep.console.print(_intention(jobs, todo, cohorts), highlight=False, soft_wrap=True)
+    say(sweep.console, _intention(jobs, todo, cohorts))
     with interrupts.deferred():
         sweep.train(cohorts, num_workers, lambda job: prepare_folder(job.number - offset, job.folder))
     if interrupts.requested is not None:
@@ -120,7 +121,7 @@ def _close() -> None:
         sweep.close()
         print_closing(sweep.console, sweep.jobs)
         counts = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in sweep.counts().items())
-        sweep.console.print(f"{counts}  {sweep.folder}", highlight=False, soft_wrap=True)
+        say(sweep.console, f"{counts}  {sweep.folder}")
         if held is not None:
             lock.release(sweep.folder, held)
 

@@ -10,9 +10,9 @@ from rich.live import Live
 from rich.measure import Measurement
 from rich.progress_bar import ProgressBar
 from rich.table import Table
-from rich.text import Text
 
 from vae_lab.config import flatten
+from vae_lab.console import as_text, say
 from vae_lab.planning import Planned
 from vae_lab.pool import Worker
 from vae_lab.run_dir import RunDir
@@ -53,13 +53,13 @@ class SweepDisplay:
         counts = f"{states.count('completed')} of {len(states)} runs done, {running} running, {states.count('failed')} failed"
         if self.live is None:
             cohorts = "; ".join(_line(worker, note) for worker, note in busy)
-            self.console.print(f"{counts}, {left} left. {cohorts}", highlight=False, soft_wrap=True)
+            say(self.console, f"{counts}, {left} left. {cohorts}")
             return
         rows = Table.grid(padding=(0, 2))
-        rows.add_row(Text(counts), ProgressBar(total=1.0, completed=done, width=24), Text(f"{left} left"))
+        rows.add_row(as_text(counts), ProgressBar(total=1.0, completed=done, width=24), as_text(f"{left} left"))
         for worker, note in busy:
             fraction = note["step"] / note["steps"] if note else 0.0
-            rows.add_row(Text(f"  {_line(worker, note)}"), ProgressBar(total=1.0, completed=fraction, width=24), "")
+            rows.add_row(as_text(f"  {_line(worker, note)}"), ProgressBar(total=1.0, completed=fraction, width=24), "")
         self.live.update(Group(rows), refresh=True)
 
     def _share_done(self, busy: Sequence[tuple[Worker, dict[str, Any]]]) -> float:
@@ -88,7 +88,7 @@ def _duration(seconds: float) -> str:
 def print_closing(console: Console, jobs: Sequence[Planned]) -> None:
     """A table of all runs, best test loss first, then what failed, with its cause and log."""
     swept = swept_keys([job.cfg for job in jobs])
-    table = Table("run", *swept, "test loss", "epochs", "state")
+    table = Table("run", *map(as_text, swept), "test loss", "epochs", "state")
 
     def order(pair: tuple[Planned, dict[str, Any]]) -> tuple[bool, float]:
         loss = pair[1].get("test", {}).get("loss")
@@ -97,17 +97,16 @@ def print_closing(console: Console, jobs: Sequence[Planned]) -> None:
     for job, results in sorted(((job, job.results() or {}) for job in jobs), key=order):
         loss = results.get("test", {}).get("loss")
         flat = flatten(job.cfg)
-        values = [Text("" if flat.get(key) is None else str(flat[key])) for key in swept]
+        values = [as_text("" if flat.get(key) is None else flat[key]) for key in swept]
         numbers = "" if loss is None else f"{loss:.3f}", str(results.get("epochs", ""))
-        table.add_row(Text(job.folder.name), *values, *numbers, job.state.replace("_", " "))
+        table.add_row(as_text(job.folder.name), *values, *numbers, job.state.replace("_", " "))
     if not console.is_terminal:  # whatever reads this has no width
         wide = console.options.update(max_width=10_000)
         console = Console(file=console.file, width=Measurement.get(console, wide, table).maximum)
     console.print(table)
     for job in jobs:
         if job.cause is not None and job.state == "failed":
-            text = f"failed: {job.folder.name}: {job.cause}  ({RunDir(job.folder).log})"
-            console.print(text, highlight=False, soft_wrap=True, markup=False)
+            say(console, f"failed: {job.folder.name}: {job.cause}  ({RunDir(job.folder).log})")
 
 
 def swept_keys(cfgs: Sequence[dict[str, Any]]) -> list[str]:

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from vae_lab import registry
 from vae_lab.config import Device, TrainerConfig, fingerprint, typed
+from vae_lab.console import say
 from vae_lab.data import load
 from vae_lab.engine import Metrics, Run, fit
 from vae_lab.errors import NonFiniteError
@@ -73,8 +74,8 @@ def train_cohort(
         ready = [job for job in jobs if id(job) not in outcomes]
         counts = f"{len(splits.train):,} training, {len(splits.val or ()):,} validation, {len(splits.test):,} test images"
         for job in ready:
-            console.print(title(job.results()), highlight=False, soft_wrap=True)
-        console.print(f"{counts}, {device}", highlight=False)
+            say(console, title(job.results()))
+        say(console, f"{counts}, {device}")
         steps = steps_per_epoch(len(splits.train), trainer.batch_size)
         for _, group in groupby(sorted(ready, key=lambda job: job.run.step), key=lambda job: job.run.step):
             members = list(group)
@@ -169,7 +170,7 @@ class ConsoleHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno == logging.WARNING:  # errors end the process with their own message
-            self.console.print(record.getMessage(), style="yellow", highlight=False, soft_wrap=True)
+            say(self.console, record.getMessage(), "yellow")
 
 
 @contextlib.contextmanager

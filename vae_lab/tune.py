@@ -16,6 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from rich.console import Console
 
 from vae_lab.config import bounded, typed
+from vae_lab.console import say
 from vae_lab.errors import ConfigError
 from vae_lab.run_dir import FINISHED, write_atomic
 
@@ -155,7 +156,7 @@ def tune(launch: Launch, folder: Path, arguments: Sequence[str], options: Search
         for trial, value in zip(asked, train([(trial.number, trial.params) for trial in asked]), strict=True):
             _tell(study, trial.number, value)
         if study.trials and any(trial.state.name == "COMPLETE" for trial in study.trials):
-            console.print(f"{len(study.trials)} of {options.num_trials} trials; best {options.metric} {study.best_value:.4f}")
+            say(console, f"{len(study.trials)} of {options.num_trials} trials; best {options.metric} {study.best_value:.4f}")
     return _conclude(study, folder, common, options, console)
 
 
@@ -213,7 +214,7 @@ def _conclude(
 ) -> dict[str, Any]:
     """Plots, best.json, and the command that trains the best trial."""
     if all(trial.state.name != "COMPLETE" for trial in study.trials):
-        console.print("No trial completed.")
+        say(console, "No trial completed.")
         return {}
     _plot(study, folder, options)
     best = study.best_trial
@@ -223,9 +224,7 @@ def _conclude(
     command = " ".join(["python run.py", *several, *(f"'{word}'" if "[" in word else word for word in [*fixed, *words])])
     content = {"trial": best.number, options.metric: best.value, "params": best.params, "command": command}
     write_atomic(folder / BEST, json.dumps(content, indent=2) + "\n")
-    console.print(
-        f"best trial {best.number}: {options.metric} {best.value:.4f} with {', '.join(words)}", highlight=False, soft_wrap=True
-    )
+    say(console, f"best trial {best.number}: {options.metric} {best.value:.4f} with {', '.join(words)}")
     return dict(best.params)
 
 

@@ -19,6 +19,7 @@ from vae_lab import lock
 from vae_lab.interrupt import interrupts
 from vae_lab.progress import Metrics, Throughput
 from vae_lab.run_dir import RunDir
+from vae_lab.text import survive_lost_output
 
 IMPORTED_EARLY = ("vae_lab.train", "vae_lab.evaluate", "vae_lab.figures", "matplotlib.backends.backend_agg", "wandb")
 
@@ -117,6 +118,7 @@ def work(order: dict[str, Any]) -> None:
 
 def main() -> None:
     """Import, then train what is asked for, until there is no more."""
+    survive_lost_output()
     interrupts.install()
     orders = Orders()
     for module in IMPORTED_EARLY:

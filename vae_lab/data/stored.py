@@ -15,7 +15,7 @@ from filelock import FileLock
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from vae_lab.run_dir import storage_errors, write_atomic
+from vae_lab.run_dir import read_json, storage_errors, write_atomic
 
 MEMORY_SHARE = 0.5  # of the free memory, up to which a set is read whole
 
@@ -90,7 +90,7 @@ class ImageStore:
     def read(self, source: str) -> tuple[StoredPixels, dict[str, Any]] | None:
         """Pixels and facts, if they were made from `source` and are whole."""
         try:
-            known = json.loads(self.manifest.read_text(encoding="utf-8"))
+            known = read_json(self.manifest)
             pixels = self.pixels.with_name(known["file"])
             if known["source"] != source or pixels.stat().st_size != int(np.prod(known["shape"])):
                 return None
