@@ -128,8 +128,7 @@ def with_folder(overrides: Sequence[str], key: str, folder: Path) -> list[str]:
     """
     override = f"{key}={quote(str(folder))}"
     try:
-        read = OverridesParser.create().parse_override(override).value()
-        heard = OmegaConf.create({"folder": read.text if isinstance(read, QuotedString) else read}).folder
+        heard = OmegaConf.create({"folder": OverridesParser.create().parse_override(override).value()}).folder
     except (HydraException, OmegaConfBaseException):
         heard = None
     if heard != str(folder):
@@ -302,7 +301,7 @@ def composing(what: str) -> Iterator[None]:
     """Turn Hydra's errors into one message that begins with what is composed."""
     try:
         yield
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(f"{what}: {_first_lines(error)}") from error
 
 
@@ -333,8 +332,8 @@ def compose_checked(overrides: Sequence[str], sweep: bool = False) -> tuple[Dict
             return app, cfg.hydra
         except yaml.YAMLError as error:
             raise ConfigError(f"A YAML file cannot be read: {str(error).splitlines()[0]}") from error
-        except (HydraException, OmegaConfBaseException) as error:
-            with contextlib.suppress(HydraException, OmegaConfBaseException):
+        except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: Hydra's, for a group that is no name
+            with contextlib.suppress(HydraException, OmegaConfBaseException, ValueError):
                 _explain(parsed)
             raise ConfigError(_first_lines(error)) from error
 
@@ -354,12 +353,16 @@ def _explain(overrides: Sequence[Override]) -> None:
     _, repository = loader._parse_overrides_and_create_caching_repo("config", chosen)  # type: ignore[attr-defined]
     for override in overrides:
         key, value = override.key_or_group, override.value()
-        if key in groups and isinstance(value, str):
-            options = repository.get_group_options(key, ObjectType.CONFIG)
-            if value not in options:
-                extra = INSTALLED_BY.get(f"{key}={value}", "")
-                choices = f"Choose from: {', '.join(options)}.{did_you_mean(value, options)}"
-                raise ConfigError(f"Unknown {key} '{value}'. {extra or choices}")
+        if key not in groups or override.is_delete() or isinstance(value, dict):
+            continue
+        options = repository.get_group_options(key, ObjectType.CONFIG)
+        for name in value if isinstance(value, list) else [value]:
+            if name not in options:
+                shown = override.get_value_element_as_str() if name is value and not isinstance(name, str) else name
+                extra = INSTALLED_BY.get(f"{key}={name}", "")
+                choices = f"Choose from: {', '.join(options)}.{did_you_mean(str(name), options)}"
+                raise ConfigError(f"Unknown {key} '{shown}'. {extra or choices}")
+        if isinstance(value, str):
             chosen.append(f"{key}={value}")
     known = [*flatten(OmegaConf.to_container(compose("config", overrides=chosen), enum_to_str=True)), *groups]  # type: ignore[arg-type]
     nodes = {".".join(key.split(".")[:depth]) for key in known for depth in range(1, 1 + key.count("."))}

@@ -16,6 +16,7 @@ from vae_lab.distributions import reparameterize
 from vae_lab.engine import Run
 from vae_lab.models import LatentVariableModel
 from vae_lab.objectives.base import Batch
+from vae_lab.skipped import Skipped
 from vae_lab.system import System
 
 
@@ -28,8 +29,12 @@ class Latents:
 
 
 @torch.no_grad()
-def evaluate(system: System, images: Images, run: Run, config: EvaluationConfig) -> tuple[dict[str, Any], Latents]:
+def evaluate(
+    system: System, images: Images, run: Run, config: EvaluationConfig, skipped: Skipped
+) -> tuple[dict[str, Any], Latents | None]:
     """Mean terms of a run's system over `images`, which lie on its device, with noise from the run's own stream.
+
+    What is measured beside the system's own terms costs itself where it raises, noted in `skipped`; without codes, no `Latents`.
 
     Returns:
         loss, nll and, with a KL term, kl and elbo = -(nll + kl), in nats per image; sse (squared error summed over pixels)
@@ -49,21 +54,30 @@ def evaluate(system: System, images: Images, run: Run, config: EvaluationConfig)
         here = slice(start, start + config.batch_size)
         batch = Batch(to_float(images.x[here]), None if images.y is None else images.y[here])
         terms = system(batch, {name: draw[here] for name, draw in noise.items()}, step)
-        q = model.posterior(batch.x)
-        z = reparameterize(q, noise["eps"][here] if "eps" in noise else None)
-        sse = (model.likelihood(z).mean - batch.x).square().flatten(1).sum(1)
-        for name, term in (terms | {"sse": sse}).items():
+        with skipped.costs_itself("test/codes"):
+            q = model.posterior(batch.x)
+            mus.append(q.mean)
+            with skipped.costs_itself("test/sse"):
+                z = reparameterize(q, noise["eps"][here] if "eps" in noise else None)
+                terms = terms | {"sse": (model.likelihood(z).mean - batch.x).square().flatten(1).sum(1)}
+            with skipped.costs_itself("test/kl_per_latent"):
+                kls.append(_kl_per_latent(system, q))
+        for name, term in terms.items():
             sums[name] = sums.get(name, 0.0) + float(term.double().sum())
-        mus.append(q.mean)
-        kls.append(_kl_per_latent(system, q))
-    mu = torch.cat(mus)
-    kl_per_latent = None if kls[0] is None else torch.cat(kls).mean(0)  # type: ignore[arg-type]
-    metrics: dict[str, Any] = {name: value / len(images) for name, value in sums.items()}
+    metrics: dict[str, Any] = {name: value / len(images) for name, value in sums.items() if f"test/{name}" not in skipped}
     if "kl" in metrics:
         metrics["elbo"] = -(metrics["nll"] + metrics["kl"])
-    metrics["mse"] = metrics["sse"] / images.x[0].numel()
-    metrics["active_units"] = int((mu.var(0) > config.active_threshold).sum())
-    metrics["code_std"] = mu.std(0).tolist()
+    if "sse" in metrics:
+        metrics["mse"] = metrics["sse"] / images.x[0].numel()
+    if "test/codes" in skipped:
+        return metrics, None
+    mu = torch.cat(mus)
+    with skipped.costs_itself("test/active_units"):
+        metrics["active_units"] = int((mu.var(0) > config.active_threshold).sum())
+    with skipped.costs_itself("test/code_std"):
+        metrics["code_std"] = mu.std(0).tolist()
+    whole = len(kls) == len(mus) and kls[0] is not None
+    kl_per_latent = torch.cat(kls).mean(0) if whole else None  # type: ignore[arg-type]
     if kl_per_latent is not None:
         metrics["kl_per_latent"] = kl_per_latent.tolist()
     return metrics, Latents(mu.cpu(), None if kl_per_latent is None else kl_per_latent.cpu())

@@ -19,6 +19,7 @@ from vae_lab.pool import Process, Worker
 from vae_lab.run_dir import LEDGER, RunDir, storage_errors
 from vae_lab.sweep import Sweep
 from vae_lab.sweep_display import print_closing
+from vae_lab.text import complain, first_line
 
 _sweeps: list[tuple[Sweep, Any]] = []  # of this process, with the lock of its folder
 
@@ -64,6 +65,8 @@ def lead(
     sweep.jobs += jobs
     for job in jobs:
         job.state = "completed" if job.is_finished() else "not_run"
+        if job.state == "completed" and (lost := RunDir(job.folder).lost_epochs((job.results() or {}).get("epochs", 0))):
+            say(sweep.console, lost, "yellow")
     todo = [job for job in jobs if job.state == "not_run"]
     for job in todo:  # what ended before is tried again, and must not be mistaken for its outcome
         results = RunDir(job.folder).results
@@ -74,8 +77,12 @@ def lead(
     # A job of a cluster waits and imports before it trains, so that few large cohorts are better than many small ones.
     cohorts = plan(todo, options.max_cohort, num_workers, on_gpu, spread=options.cluster is None)
     say(sweep.console, _intention(jobs, todo, cohorts))
-    with interrupts.deferred():
-        sweep.train(cohorts, num_workers, lambda job: prepare_folder(job.number - offset, job.folder))
+    try:
+        with interrupts.deferred():
+            sweep.train(cohorts, num_workers, lambda job: prepare_folder(job.number - offset, job.folder))
+    except BaseException:  # the storage of the sweep itself
+        sweep.close()
+        raise
     if interrupts.requested is not None:
         _close()
         interrupts.check()
@@ -132,7 +139,11 @@ def _account(folder: Path) -> None:
     for number, hydra_files in enumerate(sorted(folder.glob("*/.hydra/config.yaml"), key=_job_number)):
         run_dir = RunDir(hydra_files.parent.parent)
         started = run_dir.config.exists()
-        cfg = yaml.safe_load((run_dir.config if started else hydra_files).read_text(encoding="utf-8"))
+        try:
+            cfg = RunDir(run_dir.path if started else hydra_files.parent).read_config()
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            cfg = {"name": run_dir.path.name}
+            complain(f"{run_dir.path}: the config of this run cannot be read ({first_line(error)}).")
         job = Planned(number, cfg, run_dir.path, "", Cost(0, 0), state="interrupted" if started else "not_run")
         job.look()
         sweep.jobs.append(job)

@@ -103,7 +103,7 @@ class RunDir:
         if not self.results.exists():
             return None
         results = read_json(self.results)
-        if not isinstance(results, dict) or not isinstance(results.get("test", {}), dict):
+        if not isinstance(results, dict) or not isinstance(results.get("status"), str) or not isinstance(results.get("test"), dict):
             raise ValueError("not the results of a run")
         return results
 

@@ -1,7 +1,9 @@
 """What a sweep shows: while it trains, runs done, running and failed, each cohort's epoch, time left; then a table of all runs."""
 
 import json
+import math
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -88,25 +90,34 @@ def _duration(seconds: float) -> str:
 def print_closing(console: Console, jobs: Sequence[Planned]) -> None:
     """A table of all runs, best test loss first, then what failed, with its cause and log."""
     swept = swept_keys([job.cfg for job in jobs])
-    table = Table("run", *map(as_text, swept), "test loss", "epochs", "state")
+    table = Table()
+    for head in ("run", *swept, "test loss", "epochs", "state"):
+        table.add_column(as_text(head))
 
     def order(pair: tuple[Planned, dict[str, Any]]) -> tuple[bool, float]:
-        loss = pair[1].get("test", {}).get("loss")
-        return pair[0].state != "completed", float("inf") if loss is None else loss
+        return pair[0].state != "completed", _test_loss(pair[1])
 
     for job, results in sorted(((job, job.results() or {}) for job in jobs), key=order):
-        loss = results.get("test", {}).get("loss")
+        loss = _test_loss(results)
         flat = flatten(job.cfg)
         values = [as_text("" if flat.get(key) is None else flat[key]) for key in swept]
-        numbers = "" if loss is None else f"{loss:.3f}", str(results.get("epochs", ""))
+        numbers = "" if loss == math.inf else f"{loss:.3f}", as_text(results.get("epochs", ""))
         table.add_row(as_text(job.folder.name), *values, *numbers, job.state.replace("_", " "))
     if not console.is_terminal:  # whatever reads this has no width
         wide = console.options.update(max_width=10_000)
         console = Console(file=console.file, width=Measurement.get(console, wide, table).maximum)
     console.print(table)
+    told = [results.get("skipped") for job in jobs if (results := job.results())]
+    for (name, why), count in Counter(pair for skipped in told if isinstance(skipped, dict) for pair in skipped.items()).items():
+        say(console, f"{name} is left out of {count} of {len(jobs)} runs: {why}", "yellow")
     for job in jobs:
         if job.cause is not None and job.state == "failed":
             say(console, f"failed: {job.folder.name}: {job.cause}  ({RunDir(job.folder).log})")
+
+
+def _test_loss(results: dict[str, Any]) -> float:
+    loss = results.get("test", {}).get("loss")
+    return loss if isinstance(loss, int | float) else math.inf
 
 
 def swept_keys(cfgs: Sequence[dict[str, Any]]) -> list[str]:

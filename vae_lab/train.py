@@ -70,7 +70,10 @@ def train_cohort(
             with outcome_of(job, outcomes):
                 restore(job, together)
                 job.run_dir.begin(job.cfg, job.run.epoch)
-                job.tracker = registry.build("tracking", job.cfg["tracking"], facts=facts_of(job))
+                if lost := job.run_dir.lost_epochs(job.run.epoch):
+                    log.warning("%s", lost, extra=job.tag)
+                with job.skipped.costs_itself("tracking"):
+                    job.tracker = registry.build("tracking", job.cfg["tracking"], facts=facts_of(job))
         ready = [job for job in jobs if id(job) not in outcomes]
         counts = f"{len(splits.train):,} training, {len(splits.val or ()):,} validation, {len(splits.test):,} test images"
         for job in ready:
@@ -137,7 +140,8 @@ class Recorder:
         with self.costs_itself(job):
             job.run_dir.append_metrics(row)
             if job.tracker is not None:
-                job.tracker.log(row)
+                with job.skipped.costs_itself("tracking"):
+                    job.tracker.log(row)
         if len(self.jobs) == 1:
             self.progress.on_epoch(run.epoch, run.step, metrics)
         line = epoch_line(run.epoch, self.trainer.epochs, metrics, self.progress.images_per_s(run.step))
@@ -162,14 +166,17 @@ class Recorder:
 
 
 class ConsoleHandler(logging.Handler):
-    """Shows warnings on the console too, beside run.log."""
+    """Shows warnings on the console too, beside run.log; what several runs say, as the record's `once` tells, only once."""
 
     def __init__(self, console: Console):
         super().__init__(logging.WARNING)
         self.console = console
+        self.said: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno == logging.WARNING:  # errors end the process with their own message
+        once = getattr(record, "once", None)
+        if record.levelno == logging.WARNING and once not in self.said:  # errors end the process with their own message
+            self.said |= {once} - {None}
             say(self.console, record.getMessage(), "yellow")
 
 

@@ -4,8 +4,9 @@ All that a search knows lies in its folder: optuna.db beside the run directories
 are trained first when it goes on, and the sampler depends on the number of trials alone, so that it asks for the same ones.
 """
 
+import contextlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import product
@@ -17,8 +18,9 @@ from rich.console import Console
 
 from vae_lab.config import bounded, typed
 from vae_lab.console import say
-from vae_lab.errors import ConfigError
-from vae_lab.run_dir import FINISHED, write_atomic
+from vae_lab.errors import ConfigError, DataError, StorageError
+from vae_lab.run_dir import FINISHED, free_space, storage_errors, write_atomic
+from vae_lab.text import complain, first_line
 
 if TYPE_CHECKING:
     import optuna
@@ -131,7 +133,16 @@ def tune(launch: Launch, folder: Path, arguments: Sequence[str], options: Search
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = _open(folder, options)
+    with database_errors(folder / DATABASE):
+        return _tune(launch, folder, arguments, options, _open(folder, options))
+
+
+def _tune(
+    launch: Launch, folder: Path, arguments: Sequence[str], options: SearchOptions, study: "optuna.Study"
+) -> dict[str, Any]:
+    """`tune` with its study open."""
+    import optuna
+
     space = options.distributions()
     parsed = OverridesParser.create().parse_overrides(list(arguments))
     common = [list(_values(one)) for one in parsed]
@@ -158,6 +169,31 @@ def tune(launch: Launch, folder: Path, arguments: Sequence[str], options: Search
         if study.trials and any(trial.state.name == "COMPLETE" for trial in study.trials):
             say(console, f"{len(study.trials)} of {options.num_trials} trials; best {options.metric} {study.best_value:.4f}")
     return _conclude(study, folder, common, options, console)
+
+
+@contextlib.contextmanager
+def database_errors(path: Path) -> Iterator[None]:
+    """Turn what Optuna, SQLAlchemy and SQLite raise about a search's database into one message.
+
+    Raises:
+        StorageError: it cannot be written.
+        DataError: it is damaged.
+    """
+    from alembic.util.exc import CommandError
+    from optuna.exceptions import OptunaError, StorageInternalError
+    from sqlalchemy.exc import OperationalError, SQLAlchemyError
+
+    try:
+        yield
+    except (SQLAlchemyError, OptunaError, CommandError) as error:
+        reason: BaseException = error
+        while isinstance(reason, StorageInternalError | SQLAlchemyError) and reason.__cause__ is not None:
+            reason = reason.__cause__
+        if isinstance(error.__cause__ if isinstance(error, StorageInternalError) else error, OperationalError):
+            raise StorageError(f"Cannot write {path}: {first_line(reason)} ({free_space(path)}).") from error
+        raise DataError(
+            f"{path}: damaged ({first_line(reason)}). Move it away, and the search begins anew; finished runs are kept."
+        ) from error
 
 
 def metric(results: dict[str, Any] | None, name: str) -> float | None:
@@ -216,7 +252,13 @@ def _conclude(
     if all(trial.state.name != "COMPLETE" for trial in study.trials):
         say(console, "No trial completed.")
         return {}
-    _plot(study, folder, options)
+    try:
+        with storage_errors(folder):
+            _plot(study, folder, options)
+    except Exception as error:  # a plot costs itself
+        if isinstance(error, StorageError):
+            raise
+        complain(f"warning: a plot of the search is left out: {first_line(error)}")
     best = study.best_trial
     fixed = [f"{values[0].partition('=')[0]}={','.join(value.partition('=')[2] for value in values)}" for values in common]
     words = [override(key, value) for key, value in best.params.items()]

@@ -1,5 +1,6 @@
 """A worker process of a sweep: python -m vae_lab.worker trains the cohorts whose files are named on its stdin."""
 
+import contextlib
 import importlib
 import json
 import logging
@@ -59,8 +60,10 @@ class Note:
         self.noted = time.perf_counter()
         known = {"phase": phase, "step": step, "steps": self.steps * self.epochs, "images_per_s": self.images_per_s(step)}
         temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(known | {"epoch": step // self.steps, "epochs": self.epochs}), encoding="utf-8")
-        os.replace(temporary, self.path)
+        with contextlib.suppress(OSError):  # no room for a note; the file's time still says that the worker lives
+            self.path.touch()
+            temporary.write_text(json.dumps(known | {"epoch": step // self.steps, "epochs": self.epochs}), encoding="utf-8")
+            os.replace(temporary, self.path)
 
     def on_epoch(self, epoch: int, step: int, metrics: Metrics) -> None:
         pass

@@ -53,7 +53,6 @@ class WandbTracker(Tracker):
     def __init__(self, config: Config, facts: RunFacts):
         self.facts, self.config = facts, config
         self.run: Any = None
-        self.warned = False
         self.calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self.thread = threading.Thread(target=self._work, name="wandb tracker", daemon=True)
         self.thread.start()
@@ -152,11 +151,16 @@ class WandbTracker(Tracker):
         self.run.finish(exit_code=1 if results["status"] == "failed" else 0)
 
     def _warn(self, what: str) -> None:
-        if not self.warned:
-            self.warned = True
+        if self.problem is None:
+            self.problem = f"W&B: {what}"
             interrupts.before_leaving.append(_end_service)  # its client would wait at this process's end
             folder = self.facts.run_dir.path / "wandb"
-            log.warning("W&B: %s. The run and its files are not affected. To upload later: wandb sync %s/*run-*", what, folder)
+            log.warning(
+                "%s. The run and its files are not affected. To upload later: wandb sync %s/*run-*",
+                self.problem,
+                folder,
+                extra={"folder": str(self.facts.run_dir.path), "once": self.problem},
+            )
 
 
 def _first_line(error: Exception) -> str:
