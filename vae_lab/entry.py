@@ -148,7 +148,7 @@ def quote(text: str) -> str:
 
 def search_path(config_dir: str | None) -> list[str]:
     """Check YAML below `--config-dir` and in plugins; the override that lets Hydra find the former."""
-    if config_dir is not None and not Path(config_dir).is_dir():
+    if config_dir is not None and not os.path.isdir(config_dir):  # noqa: PTH112, it answers for every name
         raise ConfigError(f"--config-dir {config_dir}: no such folder.")
     folders = [Path(config_dir)] if config_dir else []
     for folder in [*(folder / "conf" for folder in plugin_folders()), *folders]:  # Hydra finds the former by itself
