@@ -91,6 +91,54 @@ MUTATIONS = {
         "weights_only=False",
         "tests/test_hostile_checkpoints.py::test_h1_hostile_checkpoints_with_right_checksums_are_refused",
     ),
+    "no markup in data": (
+        "vae_lab/console.py",
+        "return Text(printable(value), style)",
+        "return Text.from_markup(printable(value), style=style)",
+        "tests/test_messages.py::test_d1_a_run_with_markup_in_its_name_and_folder",
+    ),
+    "escapes made visible": (
+        "vae_lab/text.py",
+        "if unicodedata.category(character) in CONTROLS and character not in JOINERS",
+        "if False",
+        "tests/test_messages.py::test_d1_what_is_printed_is_data",
+    ),
+    "lost output": (
+        "vae_lab/text.py",
+        "        with contextlib.suppress(OSError):\n            if (written",
+        "        with contextlib.suppress(ValueError):\n            if (written",
+        "tests/test_messages.py::test_d3_lost_output_costs_its_lines",
+    ),
+    "one spelling of a folder": (
+        "vae_lab/entry.py",
+        "QuotedString(literal, Quote.single).with_quotes()",
+        "\"'\" + literal.replace(\"\\\\\", \"\\\\\\\\\").replace(\"'\", \"\\\\'\") + \"'\"",
+        "tests/test_messages.py::test_d4_one_spelling_of_a_folder",
+    ),
+    "depth of YAML": (
+        "vae_lab/security.py",
+        "if depth > MAX_DEPTH:",
+        "if False:",
+        "tests/test_messages.py::test_d4_a_damaged_config_is_one_message",
+    ),
+    "names of a broken plugin": (
+        "vae_lab/registry.py",
+        "        _entries.update(before)\n",
+        "",
+        "tests/test_registry.py::test_d5_the_name_of_a_broken_plugin_gives_its_error",
+    ),
+    "a picture costs itself": (
+        "vae_lab/skipped.py",
+        "except Exception as error:",
+        "except ZeroDivisionError as error:",
+        "tests/test_skipped.py::test_d6_a_picture_that_raises_costs_itself",
+    ),
+    "a warning's own log": (
+        "vae_lab/tracking/weights_and_biases.py",
+        "extra={\"folder\": str(self.facts.run_dir.path), \"once\": self.problem},",
+        "extra={\"once\": self.problem},",
+        "tests/test_skipped.py::test_d7_a_wandb_warning_of_a_cohort_stands_once",
+    ),
 }  # fmt: skip
 
 

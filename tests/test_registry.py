@@ -281,7 +281,10 @@ def test_d5_typos_and_help_with_plugins(broken: Path) -> None:
     assert done.returncode == 2
     assert "error: Unknown key 'latnt_dim'. Did you mean 'latent_dim'?" in done.stderr
     done = run(broken, "model=shiftd", "loss=wide")
-    assert "Unknown model 'shiftd'. Choose from: autoencoder, beta_vae, half, shifted, typo, vae. Did you mean 'shifted'?" in done.stderr
+    assert (
+        "Unknown model 'shiftd'. Choose from: autoencoder, beta_vae, half, shifted, typo, vae. Did you mean 'shifted'?"
+        in done.stderr
+    )
     said = run(broken, "--help").stdout
     assert "model: autoencoder, beta_vae, half, shifted, typo, vae" in said
     assert "optimizer: adam, adamw, lion, rmsprop, sgd" in said
@@ -294,4 +297,3 @@ def test_d5_typos_and_help_with_plugins(broken: Path) -> None:
             check=False,
         )
         assert query.stdout.split() == ["model=shifted"]
-

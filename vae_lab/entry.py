@@ -270,7 +270,7 @@ def one_message() -> Iterator[None]:
 
 @contextlib.contextmanager
 def hydra_in_one_message() -> Iterator[None]:
-    """Let what goes wrong in Hydra's own work, as a full disk under its files, end as everywhere, before Hydra prints a traceback."""
+    """End as everywhere what goes wrong in Hydra's own work, as a full disk under its files."""
     report = hydra_utils.run_and_report
 
     def work_in_one_message(work: Callable[[], Any]) -> Any:
@@ -282,7 +282,7 @@ def hydra_in_one_message() -> Iterator[None]:
                     raise error.__cause__ from error
                 raise
 
-    hydra_utils.run_and_report = lambda work: report(lambda: work_in_one_message(work))
+    hydra_utils.run_and_report = lambda func: report(lambda: work_in_one_message(func))
     try:
         yield
     finally:

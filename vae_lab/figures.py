@@ -44,9 +44,7 @@ class Subject:
 
 
 @torch.no_grad()
-def draw_all(
-    subject: Subject, metrics: Sequence[dict[str, Any]], best_epoch: int, folder: Path, skipped: Skipped
-) -> list[Path]:
+def draw_all(subject: Subject, metrics: Sequence[dict[str, Any]], best_epoch: int, folder: Path, skipped: Skipped) -> list[Path]:
     """Write every picture that this run can have into `folder`; returns their paths. One that raises is noted in `skipped`.
 
     Raises:

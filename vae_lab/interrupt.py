@@ -58,8 +58,9 @@ class Interrupts:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         again, self.requested = self.requested is not None, signal.Signals(number)
         if not self.is_deferred or (again and number == signal.SIGINT):
+            said = "second interrupt: quitting at once" if again else f"interrupted by {self.requested.name}"
             with contextlib.suppress(OSError):
-                os.write(2, f"{'second interrupt: quitting at once' if again else f'interrupted by {self.requested.name}'}\n".encode())
+                os.write(2, f"{said}\n".encode())
             os._exit(128 + number)
 
 

@@ -12,6 +12,7 @@ from vae_lab.config import flatten, identity
 from vae_lab.errors import CheckpointError, ConfigError
 from vae_lab.run_dir import FINISHED, RunDir, storage_errors
 from vae_lab.text import complain
+
 # Keys of results.json that the closing table of a run needs
 SHOWN = (
     *("status", "name", "model", "objective", "loss", "data", "latent_dim", "parameters", "epochs", "steps", "best_epoch"),

@@ -107,9 +107,12 @@ def print_closing(console: Console, jobs: Sequence[Planned]) -> None:
         wide = console.options.update(max_width=10_000)
         console = Console(file=console.file, width=Measurement.get(console, wide, table).maximum)
     console.print(table)
-    told = [results.get("skipped") for job in jobs if (results := job.results())]
-    for (name, why), count in Counter(pair for skipped in told if isinstance(skipped, dict) for pair in skipped.items()).items():
-        say(console, f"{name} is left out of {count} of {len(jobs)} runs: {why}", "yellow")
+    skipped: Counter[str] = Counter()
+    for job in jobs:
+        notes = (job.results() or {}).get("skipped")
+        skipped.update(f"{name}: {why}" for name, why in (notes if isinstance(notes, dict) else {}).items())
+    for note, count in skipped.items():
+        say(console, f"left out of {count} of {len(jobs)} runs: {note}", "yellow")
     for job in jobs:
         if job.cause is not None and job.state == "failed":
             say(console, f"failed: {job.folder.name}: {job.cause}  ({RunDir(job.folder).log})")

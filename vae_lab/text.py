@@ -56,7 +56,9 @@ def survive_lost_output() -> None:
         if stream is None or stream is getattr(sys, f"__{name}__"):  # else somebody else's, as of a test
             raw = Lossy(number, "w", closefd=False)
             encoding = getattr(stream, "encoding", None) or "utf-8"
-            at_once = {"line_buffering": number == 2 or raw.isatty(), "write_through": getattr(stream, "write_through", False)}
-            setattr(sys, name, io.TextIOWrapper(io.BufferedWriter(raw), encoding, "backslashreplace", **at_once))
+            lossy = io.TextIOWrapper(io.BufferedWriter(raw), encoding, "backslashreplace")
+            at_once = getattr(stream, "write_through", False)
+            lossy.reconfigure(line_buffering=number == 2 or raw.isatty(), write_through=at_once)
+            setattr(sys, name, lossy)
     if sys.stdin is None:
         sys.stdin = open(0, closefd=False)  # noqa: SIM115

@@ -174,10 +174,11 @@ class ConsoleHandler(logging.Handler):
         self.said: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        once = getattr(record, "once", None)
+        message = record.getMessage()
+        once = getattr(record, "once", message)
         if record.levelno == logging.WARNING and once not in self.said:  # errors end the process with their own message
-            self.said |= {once} - {None}
-            say(self.console, record.getMessage(), "yellow")
+            self.said |= {once}
+            say(self.console, message, "yellow")
 
 
 @contextlib.contextmanager

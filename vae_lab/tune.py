@@ -137,9 +137,7 @@ def tune(launch: Launch, folder: Path, arguments: Sequence[str], options: Search
         return _tune(launch, folder, arguments, options, _open(folder, options))
 
 
-def _tune(
-    launch: Launch, folder: Path, arguments: Sequence[str], options: SearchOptions, study: "optuna.Study"
-) -> dict[str, Any]:
+def _tune(launch: Launch, folder: Path, arguments: Sequence[str], options: SearchOptions, study: "optuna.Study") -> dict[str, Any]:
     """`tune` with its study open."""
     import optuna
 
