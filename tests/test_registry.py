@@ -281,12 +281,13 @@ def test_d5_typos_and_help_with_plugins(broken: Path) -> None:
     assert done.returncode == 2
     assert "error: Unknown key 'latnt_dim'. Did you mean 'latent_dim'?" in done.stderr
     done = run(broken, "model=shiftd", "loss=wide")
-    assert (
-        "Unknown model 'shiftd'. Choose from: autoencoder, beta_vae, half, shifted, typo, vae. Did you mean 'shifted'?"
-        in done.stderr
-    )
+    choices = "autoencoder, beta_vae, half, shifted, typo, vae"
+    unknown = f"Unknown model 'shiftd'. Choose from: {choices}. Did you mean 'shifted'?"
+    assert unknown in done.stderr
+    done = run(broken.parent / "none", f"--config-dir={broken}/conf", "model=shiftd")
+    assert unknown in done.stderr
     said = run(broken, "--help").stdout
-    assert "model: autoencoder, beta_vae, half, shifted, typo, vae" in said
+    assert f"model: {choices}" in said
     assert "optimizer: adam, adamw, lion, rmsprop, sgd" in said
     if sys.platform == "linux":
         query = subprocess.run(

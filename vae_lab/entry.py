@@ -46,6 +46,7 @@ INSTALLED_BY = dict.fromkeys(
     ("hydra/launcher=joblib", "hydra/launcher=submitit_local", "hydra/launcher=submitit_slurm"),
     "It comes with: pip install -e '.[cluster]'",
 )
+COMPOSING_ERRORS = (HydraException, OmegaConfBaseException, ValueError)  # ValueError: a group that is no name
 _held: list[Any] = []  # locks of this process, released when it ends
 _run_folder: list[Path] = []  # of this command, if it trains one run
 _sweep_folder: list[Path] = []  # of this command, if it is a sweep
@@ -124,11 +125,12 @@ def with_folder(overrides: Sequence[str], key: str, folder: Path) -> list[str]:
     """Overrides in which `key` is this very folder, whatever characters its name has.
 
     Raises:
-        ConfigError: Hydra would read the name as another one, so that the folder that is locked were not the one it writes to.
+        ConfigError: Hydra would read another name, and write elsewhere than in the folder that is locked.
     """
     override = f"{key}={quote(str(folder))}"
     try:
-        heard = OmegaConf.create({"folder": OverridesParser.create().parse_override(override).value()}).folder
+        said = OverridesParser.create().parse_override(override).value()
+        heard = OmegaConf.create({"folder": said}).folder
     except (HydraException, OmegaConfBaseException):
         heard = None
     if heard != str(folder):
@@ -147,11 +149,11 @@ def quote(text: str) -> str:
 
 
 def search_path(config_dir: str | None) -> list[str]:
-    """Check YAML below `--config-dir` and in plugins; the override that lets Hydra find the former."""
-    if config_dir is not None and not os.path.isdir(config_dir):  # noqa: PTH112, it answers for every name
+    """Check YAML in plugins and below `--config-dir`; the override that lets Hydra find the latter."""
+    if config_dir is not None and not os.path.isdir(config_dir):  # noqa: PTH112, answers for any name
         raise ConfigError(f"--config-dir {config_dir}: no such folder.")
     folders = [Path(config_dir)] if config_dir else []
-    for folder in [*(folder / "conf" for folder in plugin_folders()), *folders]:  # Hydra finds the former by itself
+    for folder in [*(folder / "conf" for folder in plugin_folders()), *folders]:
         security.check_yaml_folder(folder)
     quoted = ", ".join(json.dumps(f"file://{folder.absolute()}") for folder in folders)
     return [f"hydra.searchpath=[{quoted}]"] if folders else []
@@ -249,10 +251,10 @@ def check(plain: dict[str, Any]) -> "Run":
 
 @contextlib.contextmanager
 def one_message() -> Iterator[None]:
-    """End the process with the message and exit code of what went wrong; a traceback only with HYDRA_FULL_ERROR=1.
+    """End the process with one message and the exit code of what went wrong.
 
-    An OSError that nobody foresaw is a failure of the storage where it names a file, or says that there is no room. All else that
-    is no `VaeLabError` is a mistake in code, and raised.
+    An OSError that nobody foresaw is the storage's where it names a file, or says that there is no room. All else that is no
+    `VaeLabError` is a mistake in code, and raised. HYDRA_FULL_ERROR=1 shows every traceback.
     """
     shown = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
@@ -301,7 +303,7 @@ def composing(what: str) -> Iterator[None]:
     """Turn Hydra's errors into one message that begins with what is composed."""
     try:
         yield
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except COMPOSING_ERRORS as error:
         raise ConfigError(f"{what}: {_first_lines(error)}") from error
 
 
@@ -332,8 +334,8 @@ def compose_checked(overrides: Sequence[str], sweep: bool = False) -> tuple[Dict
             return app, cfg.hydra
         except yaml.YAMLError as error:
             raise ConfigError(f"A YAML file cannot be read: {str(error).splitlines()[0]}") from error
-        except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: Hydra's, for a group that is no name
-            with contextlib.suppress(HydraException, OmegaConfBaseException, ValueError):
+        except COMPOSING_ERRORS as error:
+            with contextlib.suppress(*COMPOSING_ERRORS):
                 _explain(parsed)
             raise ConfigError(_first_lines(error)) from error
 
@@ -349,7 +351,8 @@ def _explain(overrides: Sequence[Override]) -> None:
     """Raise a better message than Hydra's for an unknown option or key, if that is what is wrong."""
     loader = GlobalHydra.instance().config_loader()
     groups = [group for group in loader.list_groups("") if group != "hydra"] + ["hydra/launcher", "hydra/sweeper"]
-    chosen = [override.input_line or "" for override in overrides if override.key_or_group == "hydra.searchpath"]
+    where = [override for override in overrides if override.key_or_group == "hydra.searchpath"]
+    chosen = [override.input_line or "" for override in where]
     _, repository = loader._parse_overrides_and_create_caching_repo("config", chosen)  # type: ignore[attr-defined]
     for override in overrides:
         key, value = override.key_or_group, override.value()
@@ -358,7 +361,7 @@ def _explain(overrides: Sequence[Override]) -> None:
         options = repository.get_group_options(key, ObjectType.CONFIG)
         for name in value if isinstance(value, list) else [value]:
             if name not in options:
-                shown = override.get_value_element_as_str() if name is value and not isinstance(name, str) else name
+                shown = "null" if name is None else name
                 extra = INSTALLED_BY.get(f"{key}={name}", "")
                 choices = f"Choose from: {', '.join(options)}.{did_you_mean(str(name), options)}"
                 raise ConfigError(f"Unknown {key} '{shown}'. {extra or choices}")

@@ -85,15 +85,16 @@ NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "CUB
 
 @contextlib.contextmanager
 def memory_errors() -> Iterator[None]:
-    """Turn Python's and torch's ways of saying that there is no memory into one message that says what to lower."""
+    """Turn Python's and torch's words for a lack of memory into one message that says what to lower."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not any(words in str(error) for words in NO_MEMORY):
+        if isinstance(error, RuntimeError) and not any(words in str(error) for words in NO_MEMORY):
             raise
         raise OutOfMemoryError(
-            f"Not enough memory ({first_line(error)}). Lower trainer.batch_size or evaluation.batch_size, hidden_dims or "
-            "latent_dim, data.limit, or in a sweep hydra.launcher.max_cohort and hydra.launcher.workers."
+            f"Not enough memory ({first_line(error)}). Lower trainer.batch_size or evaluation.batch_size, "
+            "hidden_dims or latent_dim, data.limit, or in a sweep hydra.launcher.max_cohort and "
+            "hydra.launcher.workers."
         ) from error
 
 

@@ -34,7 +34,8 @@ def evaluate(
 ) -> tuple[dict[str, Any], Latents | None]:
     """Mean terms of a run's system over `images`, which lie on its device, with noise from the run's own stream.
 
-    What is measured beside the system's own terms costs itself where it raises, noted in `skipped`; without codes, no `Latents`.
+    What is measured beside the system's own terms costs itself where it raises, as `skipped` notes; without codes there are
+    no `Latents`.
 
     Returns:
         loss, nll and, with a KL term, kl and elbo = -(nll + kl), in nats per image; sse (squared error summed over pixels)
@@ -59,12 +60,14 @@ def evaluate(
             mus.append(q.mean)
             with skipped.costs_itself("test/sse"):
                 z = reparameterize(q, noise["eps"][here] if "eps" in noise else None)
-                terms = terms | {"sse": (model.likelihood(z).mean - batch.x).square().flatten(1).sum(1)}
+                error = model.likelihood(z).mean - batch.x
+                terms = terms | {"sse": error.square().flatten(1).sum(1)}
             with skipped.costs_itself("test/kl_per_latent"):
                 kls.append(_kl_per_latent(system, q))
         for name, term in terms.items():
             sums[name] = sums.get(name, 0.0) + float(term.double().sum())
-    metrics: dict[str, Any] = {name: value / len(images) for name, value in sums.items() if f"test/{name}" not in skipped}
+    whole_sums = {name: value for name, value in sums.items() if f"test/{name}" not in skipped}
+    metrics: dict[str, Any] = {name: value / len(images) for name, value in whole_sums.items()}
     if "kl" in metrics:
         metrics["elbo"] = -(metrics["nll"] + metrics["kl"])
     if "sse" in metrics:

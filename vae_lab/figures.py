@@ -45,7 +45,9 @@ class Subject:
 
 @torch.no_grad()
 def draw_all(subject: Subject, metrics: Sequence[dict[str, Any]], best_epoch: int, folder: Path, skipped: Skipped) -> list[Path]:
-    """Write every picture that this run can have into `folder`; returns their paths. One that raises is noted in `skipped`.
+    """Write every picture that this run can have into `folder`; returns their paths.
+
+    One that raises is left out, as `skipped` notes.
 
     Raises:
         StorageError: a picture cannot be written.

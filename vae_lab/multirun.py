@@ -65,7 +65,8 @@ def lead(
     sweep.jobs += jobs
     for job in jobs:
         job.state = "completed" if job.is_finished() else "not_run"
-        if job.state == "completed" and (lost := RunDir(job.folder).lost_epochs((job.results() or {}).get("epochs", 0))):
+        trained = (job.results() or {}).get("epochs", 0) if job.state == "completed" else 0
+        if lost := RunDir(job.folder).lost_epochs(trained):
             say(sweep.console, lost, "yellow")
     todo = [job for job in jobs if job.state == "not_run"]
     for job in todo:  # what ended before is tried again, and must not be mistaken for its outcome

@@ -135,4 +135,5 @@ def print_results(console: Console, results: dict[str, Any], folder: str, figure
     )
     if results["note"]:
         say(console, results["note"], "dim")
-    console.print(as_text(folder, "bold") + as_text(f"  ({', '.join(figures)})" if figures else ""), soft_wrap=True)
+    drawn = as_text(f"  ({', '.join(figures)})" if figures else "")
+    console.print(as_text(folder, "bold") + drawn, soft_wrap=True)

@@ -57,13 +57,13 @@ def _existing(listed: str) -> list[Path]:
     folders = [Path(folder).absolute() for folder in listed.split(os.pathsep) if folder]
     for folder in folders:
         if not os.path.isdir(folder):  # noqa: PTH112, it answers for every name
-            complain(f"warning: VAE_LAB_PLUGINS: {folder}: no such folder; nothing is read from it.")
+            complain(f"warning: VAE_LAB_PLUGINS: {folder}: no such folder; nothing is read there.")
     return [folder for folder in folders if os.path.isdir(folder)]  # noqa: PTH112
 
 
 @cache
 def _add_plugins() -> None:
-    """Let the modules of every group be found in the folders of plugins too, so that one may import another."""
+    """Let modules of every group be found in plugins too, so that one of them may import another."""
     for package in PACKAGES.values():
         path = importlib.import_module(f"vae_lab.{package}").__dict__.setdefault("__path__", [])
         path += [str(folder / package) for folder in plugin_folders()]
@@ -82,7 +82,7 @@ def _import_group(group: str) -> None:
 
 
 def _import_plugin(name: str, place: Path) -> None:
-    """Import a plugin's module; what keeps it from being imported is said, and it registers nothing."""
+    """Import a plugin's module; one that cannot be imported is named, and registers nothing."""
     file = place if place.is_dir() else place.with_name(f"{place.name}.py")
     before = {group: dict(entries) for group, entries in _entries.items()}
     try:
@@ -107,15 +107,18 @@ def get(group: str, name: str) -> type:
     if name not in names(group):
         for file, error in _broken.items():
             if file.stem == name or _defines(file, group, name):
-                raise ConfigError(f"{group}={name}: {file} cannot be imported ({first_line(error)}).") from error
+                why = f"{file} cannot be imported ({first_line(error)})."
+                raise ConfigError(f"{group}={name}: {why}") from error
         raise ConfigError(f"Unknown {group} '{name}'. Choose from: {', '.join(names(group))}.{did_you_mean(name, names(group))}")
     return _entries[group][name]
 
 
 def _defines(file: Path, group: str, name: str) -> bool:
     """Whether a module says that it registers a name, as far as its text shows."""
-    text = (file / "__init__.py" if file.is_dir() else file).read_text(encoding="utf-8", errors="replace")
-    return re.search(rf"""register\(\s*['"]{re.escape(group)}['"]\s*,\s*['"]{re.escape(name)}['"]""", text) is not None
+    source = file / "__init__.py" if file.is_dir() else file
+    words = [rf"""['"]{re.escape(word)}['"]""" for word in (group, name)]
+    registers = re.compile(r"register\(\s*" + r"\s*,\s*".join(words))
+    return registers.search(source.read_text(encoding="utf-8", errors="replace")) is not None
 
 
 def build(group: str, cfg: Any, **facts: Any) -> Any:

@@ -15,8 +15,8 @@ from vae_lab.text import complain
 
 # Keys of results.json that the closing table of a run needs
 SHOWN = (
-    *("status", "name", "model", "objective", "loss", "data", "latent_dim", "parameters", "epochs", "steps", "best_epoch"),
-    *("beta", "beta_eff", "test", "time", "note", "environment"),
+    *("status", "name", "model", "objective", "loss", "data", "latent_dim", "parameters", "epochs"),
+    *("steps", "best_epoch", "beta", "beta_eff", "test", "time", "note", "environment"),
 )
 
 
@@ -70,13 +70,14 @@ def reserve(folder: Path, plain: dict[str, Any], explicit: bool) -> tuple[Path, 
 
 
 def _whole_results(run_dir: RunDir) -> dict[str, Any] | None:
-    """Those of a run that ended, with all that its closing table shows; says what is wrong with damaged ones."""
+    """Those of a run that ended, with all that its closing table shows; damaged ones are named."""
     try:
         results = run_dir.read_results()
         if missing := [key for key in SHOWN if results is not None and key not in results]:
             raise ValueError(f"{', '.join(missing)} missing")
     except (OSError, ValueError) as error:
-        complain(f"{run_dir.results} is damaged ({error}): it is written again, from the run's checkpoints where it has any.")
+        again = "it is written again, from the run's checkpoints where it has any"
+        complain(f"{run_dir.results} is damaged ({error}): {again}.")
         return None
     return results
 

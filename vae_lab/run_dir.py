@@ -78,7 +78,9 @@ class RunDir:
                 row = json.loads(line)
             except (ValueError, RecursionError):
                 break  # what follows damage is trained again
-            if not isinstance(row, dict) or not _is_number(row.get("epoch")) or not _is_number(row.get("seconds", 0)):
+            if not isinstance(row, dict):
+                break
+            if not _is_number(row.get("epoch")) or not _is_number(row.get("seconds", 0)):
                 break
             rows.append(row)
         return rows
@@ -86,9 +88,11 @@ class RunDir:
     def lost_epochs(self, epochs: int) -> str | None:
         """A sentence if metrics.jsonl does not hold all of so many epochs, else None."""
         if epochs and not self.metrics.exists():
-            return f"{self.metrics} is gone: the numbers of its {epochs} epochs are lost, and curves have none of them."
+            return f"{self.metrics} is gone: the numbers of its {epochs} epochs are lost, also to curves."
         found = sum(row["epoch"] <= epochs for row in self.read_metrics())
-        return f"{self.metrics} is damaged: it holds {found} of {epochs} epochs." if found < epochs else None
+        if found < epochs:
+            return f"{self.metrics} is damaged: it holds {found} of {epochs} epochs."
+        return None
 
     def write_results(self, results: dict[str, Any]) -> None:
         """The summary. Its presence means that the run ended."""
@@ -103,7 +107,8 @@ class RunDir:
         if not self.results.exists():
             return None
         results = read_json(self.results)
-        if not isinstance(results, dict) or not isinstance(results.get("status"), str) or not isinstance(results.get("test"), dict):
+        kinds = {"status": str, "test": dict}
+        if not isinstance(results, dict) or not all(isinstance(results.get(k), kind) for k, kind in kinds.items()):
             raise ValueError("not the results of a run")
         return results
 
@@ -186,8 +191,9 @@ def storage_errors(path: Path) -> Iterator[None]:
 
 
 def storage_error(error: OSError, otherwise: Path) -> StorageError:
-    """The message for an OSError that was not foreseen: its own file, or the folder where the command works."""
-    path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else otherwise
+    """The message for an OSError that was not foreseen: of its own file, or of the command's folder."""
+    named = isinstance(error.filename, str | bytes)
+    path = Path(os.fsdecode(error.filename)) if named else otherwise
     return StorageError(f"{path}: {error.strerror or error} ({free_space(path)}).")
 
 
@@ -195,8 +201,8 @@ def free_space(path: Path) -> str:
     """'1.2 GiB free on ...' for the nearest existing folder."""
     import shutil
 
-    # os.path's answers False for a name that is too long, where Path's raises
-    folder = next((parent for parent in [path, *path.absolute().parents] if os.path.isdir(parent)), Path("/"))  # noqa: PTH112
+    above = [path, *path.absolute().parents]  # os.path.isdir answers for a name that is too long; Path.is_dir raises
+    folder = next((parent for parent in above if os.path.isdir(parent)), Path("/"))  # noqa: PTH112
     try:
         return f"{shutil.disk_usage(folder).free / 2**30:.1f} GiB free in {folder}"
     except OSError:

@@ -20,7 +20,12 @@ ALLOWED_HYDRA_KEYS = re.compile(
 TRUSTED_TARGETS = ("hydra._internal.core_plugins.", "hydra_plugins.")
 TRUSTED_HANDLERS = ("logging.StreamHandler", "logging.FileHandler", "logging.NullHandler", "rich.logging.RichHandler")
 NO_CODE = "refused. Configs choose by name from the registry; no path to code is followed."
-OPENING = (yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken, yaml.BlockSequenceStartToken, yaml.BlockMappingStartToken)
+OPENING = (
+    yaml.FlowSequenceStartToken,
+    yaml.FlowMappingStartToken,
+    yaml.BlockSequenceStartToken,
+    yaml.BlockMappingStartToken,
+)
 CLOSING = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
 MAX_YAML_BYTES, MAX_YAML_ALIASES = 1_000_000, 50
 

@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 
 
 class Skipped(dict[str, str]):
-    """What was left out of one run, and why: {'figures/latent': 'ValueError: ...'}. It becomes `skipped` in results.json."""
+    """What was left out of one run, and why, as results.json says it: {'figures/latent': 'ValueError: ...'}."""
 
     def __init__(self, tag: dict[str, str] | None = None):
         super().__init__()
@@ -19,7 +19,7 @@ class Skipped(dict[str, str]):
 
     @contextlib.contextmanager
     def costs_itself(self, name: str) -> Iterator[None]:
-        """Note and warn if the block raises, and go on after it. A storage that fails, and a signal, still end the run."""
+        """Note and warn if the block raises, and go on; a storage that fails, and a signal, still end the run."""
         try:
             yield
         except (StorageError, Interrupted):

@@ -110,7 +110,8 @@ def print_closing(console: Console, jobs: Sequence[Planned]) -> None:
     skipped: Counter[str] = Counter()
     for job in jobs:
         notes = (job.results() or {}).get("skipped")
-        skipped.update(f"{name}: {why}" for name, why in (notes if isinstance(notes, dict) else {}).items())
+        notes = notes if isinstance(notes, dict) else {}
+        skipped.update(f"{name}: {why}" for name, why in notes.items())
     for note, count in skipped.items():
         say(console, f"left out of {count} of {len(jobs)} runs: {note}", "yellow")
     for job in jobs:

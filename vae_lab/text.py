@@ -1,4 +1,4 @@
-"""Text on its way to the user: nothing in it commands a terminal, and a terminal that went away costs its lines only."""
+"""Text on its way to the user: it commands no terminal, and a terminal that went away costs its lines only."""
 
 import contextlib
 import io
@@ -7,12 +7,12 @@ import sys
 import unicodedata
 from typing import Any
 
-CONTROLS = ("Cc", "Cf", "Cs", "Zl", "Zp")  # Unicode's classes: control, format (text direction), lone surrogates, separators
+CONTROLS = ("Cc", "Cf", "Cs", "Zl", "Zp")  # controls, text direction, lone surrogates, line separators
 JOINERS = "\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"  # of class Cf, and part of words and emoji
 
 
 def printable(value: object) -> str:
-    """A value as one line of text, in which what a terminal would obey stands as Python's escape: ESC as \\x1b."""
+    """A value as one line of text; what a terminal would obey stands there as Python's escape, ESC as \\x1b."""
     return "".join(
         character.encode("unicode_escape").decode()
         if unicodedata.category(character) in CONTROLS and character not in JOINERS
@@ -28,11 +28,12 @@ def complain(line: object) -> None:
 
 def first_line(error: BaseException) -> str:
     """'ValueError: what it says', without the lines that follow."""
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}".removesuffix(": ")
+    said = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {said}".removesuffix(": ")
 
 
 class Lossy(io.FileIO):
-    """A descriptor of this process whose reader may be gone, or whose disk full: what cannot be written is dropped."""
+    """A descriptor whose reader may be gone, or whose disk full: what cannot be written is dropped."""
 
     def write(self, data: Any, /) -> int:
         with contextlib.suppress(OSError):
@@ -42,9 +43,9 @@ class Lossy(io.FileIO):
 
 
 def survive_lost_output() -> None:
-    """Let nothing depend on who reads stdout and stderr; descriptors that were closed lead to the null device.
+    """Let nothing depend on who reads stdout and stderr; descriptors that are closed lead to the null device.
 
-    Else the next file that is opened would take the number of a closed one, and what is printed would go there.
+    Else the next file that is opened would take such a number, and what is printed would go there.
     """
     for number in (0, 1, 2):
         try:

@@ -73,7 +73,8 @@ def train_cohort(
                 if lost := job.run_dir.lost_epochs(job.run.epoch):
                     log.warning("%s", lost, extra=job.tag)
                 with job.skipped.costs_itself("tracking"):
-                    job.tracker = registry.build("tracking", job.cfg["tracking"], facts=facts_of(job))
+                    facts = facts_of(job)
+                    job.tracker = registry.build("tracking", job.cfg["tracking"], facts=facts)
         ready = [job for job in jobs if id(job) not in outcomes]
         counts = f"{len(splits.train):,} training, {len(splits.val or ()):,} validation, {len(splits.test):,} test images"
         for job in ready:
@@ -166,7 +167,7 @@ class Recorder:
 
 
 class ConsoleHandler(logging.Handler):
-    """Shows warnings on the console too, beside run.log; what several runs say, as the record's `once` tells, only once."""
+    """Shows warnings on the console too, beside run.log; those of several runs with the same `once`, once."""
 
     def __init__(self, console: Console):
         super().__init__(logging.WARNING)
@@ -176,8 +177,9 @@ class ConsoleHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         message = record.getMessage()
         once = getattr(record, "once", message)
-        if record.levelno == logging.WARNING and once not in self.said:  # errors end the process with their own message
-            self.said |= {once}
+        # Errors end the process with their own message.
+        if record.levelno == logging.WARNING and once not in self.said:
+            self.said.add(once)
             say(self.console, message, "yellow")
 
 

@@ -187,8 +187,10 @@ def database_errors(path: Path) -> Iterator[None]:
         reason: BaseException = error
         while isinstance(reason, StorageInternalError | SQLAlchemyError) and reason.__cause__ is not None:
             reason = reason.__cause__
-        if isinstance(error.__cause__ if isinstance(error, StorageInternalError) else error, OperationalError):
-            raise StorageError(f"Cannot write {path}: {first_line(reason)} ({free_space(path)}).") from error
+        outer = error.__cause__ if isinstance(error, StorageInternalError) else error
+        if isinstance(outer, OperationalError):
+            said = f"Cannot write {path}: {first_line(reason)} ({free_space(path)})."
+            raise StorageError(said) from error
         raise DataError(
             f"{path}: damaged ({first_line(reason)}). Move it away, and the search begins anew; finished runs are kept."
         ) from error

@@ -1,4 +1,4 @@
-"""Hydra's way to YAML in the folders of VAE_LAB_PLUGINS: in every composition, its help and its tab completion alike."""
+"""Hydra's way to YAML in the folders of VAE_LAB_PLUGINS, for every composition, help and tab completion."""
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.plugins.search_path_plugin import SearchPathPlugin
