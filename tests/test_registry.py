@@ -227,7 +227,7 @@ WARNINGS = (
     "models/half.py is not used: RuntimeError: at import",
     "losses/leaves.py is not used: SystemExit: 0",
     "objectives/elbo.py is not used: ImportError: ",
-    "/nope: no such folder; nothing is read from it.",
+    "/nope: no such folder; nothing is read there.",
 )
 
 
