@@ -468,3 +468,12 @@ def test_d4_a_lost_worker_note_costs_nothing(tmp_path: Path) -> None:
 
     with Note(tmp_path / "gone" / "note", 1, 1, 1) as note:
         note.phase("training", 1)
+
+
+def test_files_of_the_working_directory_are_no_modules(command, tmp_path: Path) -> None:
+    """Neither a run nor a worker of a sweep imports what happens to lie where it was started."""
+    for name in ("yaml", "filelock", "safetensors", "secrets"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('imported from the working directory')")
+    (tmp_path / "attr").mkdir()
+    done = command("-m", *TINY, "seed=0,1", "hydra.sweep.dir=s")
+    assert done.returncode == 0, done.stdout

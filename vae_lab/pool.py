@@ -96,7 +96,8 @@ class Process(Worker):
         super().__init__()
         # Appending, so that reading it here does not move the place where the process writes.
         self.log = tempfile.TemporaryFile("a+b")  # noqa: SIM115
-        command = [sys.executable, "-m", "vae_lab.worker"]
+        # -P: as for run.py itself, what lies in the working directory is no module to import
+        command = [sys.executable, "-P", "-m", "vae_lab.worker"]
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         environment = KEPT_MEMORY | os.environ | SINGLE_THREADED | {"PYTHONPATH": path}
         self.process = subprocess.Popen(
