@@ -126,13 +126,21 @@ def test_a_tracker_that_raises_costs_itself(train_quiet, monkeypatch: pytest.Mon
     assert results["skipped"] == {"tracking": "ValueError: of its own"}
 
 
-def test_d7_a_wandb_warning_of_a_cohort_stands_once(tmp_path: Path, compose, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("trouble", ["not installed", "names the run"])
+def test_d7_a_wandb_warning_of_a_cohort_stands_once(tmp_path: Path, compose, monkeypatch: pytest.MonkeyPatch, trouble: str) -> None:
     """In each run's log stands its own, on the console one for all."""
     import sys
 
     from vae_lab.interrupt import interrupts
+    from vae_lab.tracking.weights_and_biases import WandbTracker
 
-    monkeypatch.setitem(sys.modules, "wandb", None)
+    def fail(tracker: WandbTracker, mode: str) -> None:
+        raise OSError(f"no answer for run {tracker._run_id()}")
+
+    if trouble == "names the run":
+        monkeypatch.setattr(WandbTracker, "_init", fail)
+    else:
+        monkeypatch.setitem(sys.modules, "wandb", None)
     monkeypatch.setattr(interrupts, "before_leaving", [])
     tracked = [word for word in TINY if word != "tracking=none"]
     cfgs = [compose(*tracked, f"seed={seed}") for seed in range(3)]
