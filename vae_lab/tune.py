@@ -177,13 +177,12 @@ def database_errors(path: Path) -> Iterator[None]:
         StorageError: it cannot be written.
         DataError: it is damaged.
     """
-    from alembic.util.exc import CommandError
     from optuna.exceptions import OptunaError, StorageInternalError
     from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
     try:
         yield
-    except (SQLAlchemyError, OptunaError, CommandError) as error:
+    except (SQLAlchemyError, OptunaError) as error:
         reason: BaseException = error
         while isinstance(reason, StorageInternalError | SQLAlchemyError) and reason.__cause__ is not None:
             reason = reason.__cause__
