@@ -88,7 +88,7 @@ def _import_plugin(name: str, place: Path) -> None:
     try:
         module = importlib.import_module(name)
         found = Path(module.__file__ or "")
-        if place not in (found.parent, found.with_suffix("")):
+        if found.parent not in (place, place.parent):
             raise ImportError(f"{found} has the same name; rename this one")
     except (Exception, SystemExit) as error:
         _entries.update(before)
