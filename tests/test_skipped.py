@@ -50,6 +50,9 @@ def test_d6_a_picture_that_raises_costs_itself(tmp_path: Path, compose, monkeypa
     monkeypatch.setattr(figures, "latent", broken)
     cfgs = [compose(*TINY, "evaluation.figures=true", f"seed={seed}") for seed in range(seeds)]
     folders = [tmp_path / f"{seed}" for seed in range(seeds)]
+    for folder in folders:
+        (folder / "figures").mkdir(parents=True)
+        (folder / "figures" / "latent.png").write_text("of an earlier state")
     outcomes, shown, logs = train_logged(cfgs, folders)
     for folder, outcome, log in zip(folders, outcomes, logs, strict=True):
         assert outcome["status"] == "completed"

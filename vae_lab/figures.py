@@ -64,6 +64,8 @@ def draw_all(subject: Subject, metrics: Sequence[dict[str, Any]], best_epoch: in
     for name, draw in figures.items():
         path, png = folder / f"{name}.png", io.BytesIO()
         with skipped.costs_itself(f"figures/{name}"):
+            with storage_errors(path):
+                path.unlink(missing_ok=True)  # what an earlier command drew is not of this state
             figure = draw()
             if isinstance(figure, Figure):
                 figure.savefig(png, format="png", dpi=130, facecolor="white", pil_kwargs={"compress_level": 3})
