@@ -323,6 +323,7 @@ def test_d4_a_damaged_config_is_one_message(finished: Path, capsys: pytest.Captu
         assert f"{finished}/config.yaml" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_d4_a_sweep_over_damaged_folders(command, tmp_path: Path) -> None:
     """A sweep trains again what it cannot read, and its own torn ledger is replaced."""
     words = ("-m", *TINY, "seed=0,1,2", "hydra.sweep.dir=s")
