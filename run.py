@@ -5,7 +5,7 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from vae_lab.entry import conclude, prepare
+from vae_lab.entry import conclude, hydra_in_one_message, prepare
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -18,5 +18,6 @@ def main(cfg: DictConfig) -> object:
 
 if __name__ == "__main__":
     sys.argv[1:] = prepare(sys.argv[1:])
-    main()
+    with hydra_in_one_message():
+        main()
     conclude()

@@ -123,8 +123,8 @@ MUTATIONS = {
     ),
     "code of the evaluation's own": (
         "vae_lab/evaluate.py",
-        "measure(system, batch, part_noise, None if eps is None else eps[here], step)",
-        "measure(system, batch, part_noise, part_noise.get('eps'), step)",
+        "part_eps = None if eps is None else eps[here]",
+        "part_eps = noise['eps'][here] if 'eps' in noise else None",
         "tests/test_inspection.py::test_evaluation_draws_its_own_code",
     ),
     "draws are noticed": (
@@ -198,6 +198,54 @@ MUTATIONS = {
         "if layer.out_channels == self.config.groups:",
         "if False:",
         "tests/test_cohort_equality.py::test_a_bias_that_is_subtracted_is_not_trained",
+    ),
+    "no markup in data": (
+        "vae_lab/console.py",
+        "return Text(printable(value), style)",
+        "return Text.from_markup(printable(value), style=style)",
+        "tests/test_messages.py::test_d1_a_run_with_markup_in_its_name_and_folder",
+    ),
+    "escapes made visible": (
+        "vae_lab/text.py",
+        "if unicodedata.category(character) in CONTROLS and character not in JOINERS",
+        "if False",
+        "tests/test_messages.py::test_d1_what_is_printed_is_data",
+    ),
+    "lost output": (
+        "vae_lab/text.py",
+        "        with contextlib.suppress(OSError):\n            if (written",
+        "        with contextlib.suppress(ValueError):\n            if (written",
+        "tests/test_messages.py::test_d3_lost_output_costs_its_lines",
+    ),
+    "one spelling of a folder": (
+        "vae_lab/entry.py",
+        "QuotedString(literal, Quote.single).with_quotes()",
+        "\"'\" + literal.replace(\"\\\\\", \"\\\\\\\\\").replace(\"'\", \"\\\\'\") + \"'\"",
+        "tests/test_messages.py::test_d4_one_spelling_of_a_folder",
+    ),
+    "depth of YAML": (
+        "vae_lab/security.py",
+        "if depth > MAX_DEPTH:",
+        "if False:",
+        "tests/test_messages.py::test_d4_a_damaged_config_is_one_message",
+    ),
+    "names of a broken plugin": (
+        "vae_lab/registry.py",
+        "        _entries.update(before)\n",
+        "",
+        "tests/test_registry.py::test_d5_the_name_of_a_broken_plugin_gives_its_error",
+    ),
+    "a picture costs itself": (
+        "vae_lab/skipped.py",
+        "except Exception as error:",
+        "except ZeroDivisionError as error:",
+        "tests/test_skipped.py::test_d6_a_picture_that_raises_costs_itself",
+    ),
+    "a warning's own log": (
+        "vae_lab/tracking/weights_and_biases.py",
+        "extra={\"folder\": str(self.facts.run_dir.path), \"once\": self.problem},",
+        "extra={\"once\": self.problem},",
+        "tests/test_skipped.py::test_d7_a_wandb_warning_of_a_cohort_stands_once",
     ),
 }  # fmt: skip
 

@@ -184,3 +184,117 @@ def test_an_unknown_name_lists_the_choices() -> None:
 def test_the_same_name_twice_is_refused() -> None:
     with pytest.raises(ValueError, match="defined in"):
         registry.register("model", "vae")(type("Other", (), {"__module__": "elsewhere"}))
+
+
+BROKEN = {
+    "models/typo.py": "def :\n",
+    "models/half.py": """
+from vae_lab.models.vae import VAE
+from vae_lab.registry import register
+
+register("model", "half")(type("Half", (VAE,), {"__module__": __name__}))
+raise RuntimeError("at import")
+""",
+    "losses/leaves.py": "import sys\nsys.exit(0)\n",
+    "objectives/elbo.py": "raise AssertionError('shadowed by a file of the same name')\n",
+    "optimizers/lion.py": """
+from vae_lab.optimizers import SGD
+from vae_lab.registry import register
+
+register("optimizer", "lion")(type("Lion", (SGD,), {"__module__": __name__}))
+""",
+    "schedulers/flat.py": """
+from vae_lab.registry import register
+from vae_lab.schedulers import Constant
+
+register("scheduler", "flat")(type("Flat", (Constant,), {"__module__": __name__}))
+""",
+    "tracking/silent.py": """
+from vae_lab.registry import register
+from vae_lab.tracking.base import NoTracker
+
+register("tracking", "silent")(type("Silent", (NoTracker,), {"__module__": __name__}))
+""",
+    "objectives/of_mine.py": "from vae_lab.models.shifted import Shifted\n",
+    "conf/optimizer/lion.yaml": "{name: lion, lr: 0.1, weight_decay: 0, momentum: 0, nesterov: false}\n",
+    "conf/scheduler/flat.yaml": "{name: flat, warmup_epochs: 0}\n",
+    "conf/tracking/silent.yaml": "name: silent\n",
+    "conf/model/typo.yaml": "# @package _global_\nmodel: {name: typo, variant: typo, latent_dim: '${latent_dim}'}\n",
+    "conf/model/half.yaml": "# @package _global_\nmodel: {name: half, variant: half, latent_dim: '${latent_dim}'}\n",
+}
+WARNINGS = (
+    "models/typo.py is not used: SyntaxError: invalid syntax (typo.py, line 1)",
+    "models/half.py is not used: RuntimeError: at import",
+    "losses/leaves.py is not used: SystemExit: 0",
+    "objectives/elbo.py is not used: ImportError: ",
+    "/nope: no such folder; nothing is read there.",
+)
+
+
+def run(plugins: Path, *words: str, program: str = "run.py") -> subprocess.CompletedProcess:
+    start = [str(ROOT / "run.py")] if program == "run.py" else ["-c", "from vae_lab.cli import main; main()"]
+    return subprocess.run(
+        [sys.executable, *start, *words],
+        env=os.environ | {"VAE_LAB_PLUGINS": f"{plugins}{os.pathsep}/nope", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        cwd=plugins.parent,
+        check=False,
+    )
+
+
+@pytest.fixture
+def broken(plugins: Path) -> Path:
+    for name, text in BROKEN.items():
+        (plugins / name).parent.mkdir(parents=True, exist_ok=True)
+        (plugins / name).write_text(text)
+    return plugins
+
+
+def test_d5_a_broken_plugin_costs_its_own_name(broken: Path, tmp_path: Path) -> None:
+    """Each is named once; modules as well as packages are searched; a plugin imports another."""
+    words = ["optimizer=lion", "scheduler=flat", "tracking=silent", "trainer.epochs=1", "evaluation.figures=false"]
+    done = run(broken, *words, "hydra.run.dir=run")
+    assert done.returncode == 0, done.stderr
+    for warning in WARNINGS:
+        assert done.stderr.count(warning) == 1, done.stderr
+    assert done.stderr.count("warning: ") == len(WARNINGS), done.stderr
+    plain = (tmp_path / "run" / "config.yaml").read_text()
+    assert all(f"name: {name}" in plain for name in ("lion", "flat", "silent"))
+    drawn = run(broken, "sample", "run", "--n", "2", program="vae-lab")
+    assert drawn.returncode == 0, drawn.stderr
+    assert drawn.stderr.count(WARNINGS[0]) == 1
+
+
+@pytest.mark.parametrize(("name", "why"), [("typo", "SyntaxError: invalid syntax"), ("half", "RuntimeError: at import")])
+def test_d5_the_name_of_a_broken_plugin_gives_its_error(broken: Path, name: str, why: str) -> None:
+    done = run(broken, f"model={name}")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    (said,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert f"model={name}: {broken}/models/{name}.py cannot be imported ({why}" in said
+
+
+def test_d5_typos_and_help_with_plugins(broken: Path) -> None:
+    """The same folders are searched when a mistake is explained, in the help, and for tab completion."""
+    done = run(broken, "model=shifted", "loss=wide", "latnt_dim=2")
+    assert done.returncode == 2
+    assert "error: Unknown key 'latnt_dim'. Did you mean 'latent_dim'?" in done.stderr
+    done = run(broken, "model=shiftd", "loss=wide")
+    choices = "autoencoder, beta_vae, half, shifted, typo, vae"
+    unknown = f"Unknown model 'shiftd'. Choose from: {choices}. Did you mean 'shifted'?"
+    assert unknown in done.stderr
+    done = run(broken.parent / "none", f"--config-dir={broken}/conf", "model=shiftd")
+    assert unknown in done.stderr
+    said = run(broken, "--help").stdout
+    assert f"model: {choices}" in said
+    assert "optimizer: adam, adamw, lion, rmsprop, sgd" in said
+    if sys.platform == "linux":
+        query = subprocess.run(
+            [sys.executable, str(ROOT / "run.py"), "-sc", "query=bash"],
+            env=os.environ | {"VAE_LAB_PLUGINS": str(broken), "COMP_LINE": "python run.py model=sh", "COMP_POINT": "22"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert query.stdout.split() == ["model=shifted"]

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from vae_lab.blocks import State
 from vae_lab.errors import CheckpointError, StorageError
-from vae_lab.run_dir import free_space
+from vae_lab.run_dir import free_space, read_json
 
 MODEL, TRAINING, MANIFEST = "model.safetensors", "training.pt", "manifest.json"
 FORMAT = 1
@@ -117,7 +117,7 @@ def manifests(folder: Path) -> list[dict[str, Any]]:
     found = []
     for name in ("last", "previous"):
         with contextlib.suppress(OSError, ValueError):
-            found.append(json.loads((folder / name / MANIFEST).read_text(encoding="utf-8")))
+            found.append(read_json(folder / name / MANIFEST))
     return [manifest for manifest in found if isinstance(manifest, dict)]
 
 

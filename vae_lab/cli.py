@@ -6,6 +6,7 @@ import sys
 from vae_lab.compare import command as compare
 from vae_lab.entry import one_message
 from vae_lab.tasks import command as tasks
+from vae_lab.text import survive_lost_output
 
 
 def doctor(arguments: argparse.Namespace) -> int:
@@ -17,6 +18,7 @@ def doctor(arguments: argparse.Namespace) -> int:
 
 def main() -> None:
     """Entry point of `vae-lab`."""
+    survive_lost_output()
     parser = argparse.ArgumentParser(prog="vae-lab", description="Tools beside python run.py, which trains.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     command = commands.add_parser("doctor", help="check this machine: versions, device, determinism, and a short round of faults")

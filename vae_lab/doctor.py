@@ -23,6 +23,7 @@ from rich.table import Table
 
 from vae_lab import checkpoint
 from vae_lab.config import Device, to_plain
+from vae_lab.console import as_text
 from vae_lab.entry import compose_checked
 from vae_lab.errors import CheckpointError, StorageError
 from vae_lab.run_dir import RunDir, free_space
@@ -55,13 +56,13 @@ def examine() -> int:
             began = time.perf_counter()
             with console.status(f"{name} ..."):
                 try:
-                    verdict, seen = "[green]pass[/green]", check(folder)
+                    verdict, seen = as_text("pass", "green"), check(folder)
                 except Failed as error:
-                    verdict, seen = "[red]FAIL[/red]", str(error)
+                    verdict, seen = as_text("FAIL", "red"), str(error)
                 except Exception as error:
-                    verdict, seen = "[red]FAIL[/red]", f"{type(error).__name__}: {error}"
-            failures += "FAIL" in verdict
-            table.add_row(name, verdict, f"{seen} ({time.perf_counter() - began:.1f} s)")
+                    verdict, seen = as_text("FAIL", "red"), f"{type(error).__name__}: {error}"
+            failures += verdict.plain == "FAIL"
+            table.add_row(name, verdict, as_text(f"{seen} ({time.perf_counter() - began:.1f} s)"))
     console.print(table)
     console.print(f"{failures} of {len(CHECKS)} checks failed." if failures else f"All {len(CHECKS)} checks hold.")
     return 1 if failures else 0

@@ -5,24 +5,25 @@ task that Hydra calls.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
 from hydra import compose, initialize_config_dir
-from hydra._internal.utils import get_args_parser
+from hydra._internal import utils as hydra_utils
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -30,19 +31,24 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vae_lab import security
 from vae_lab.config import REGISTERED_GROUPS, RunConfig, flatten, to_plain, typed
-from vae_lab.errors import ConfigError, Interrupted, VaeLabError, did_you_mean
+from vae_lab.errors import ConfigError, Interrupted, VaeLabError, did_you_mean, memory_errors
 from vae_lab.interrupt import interrupts
-from vae_lab.run_dir import RunDir, storage_errors
+from vae_lab.registry import plugin_folders
+from vae_lab.run_dir import RunDir, storage_error, storage_errors
+from vae_lab.text import complain, first_line, survive_lost_output
 
 if TYPE_CHECKING:
     from vae_lab.engine import Run
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 INSTALLED_BY = dict.fromkeys(
     ("hydra/launcher=joblib", "hydra/launcher=submitit_local", "hydra/launcher=submitit_slurm"),
     "It comes with: pip install -e '.[cluster]'",
 )
+COMPOSING_ERRORS = (HydraException, OmegaConfBaseException, ValueError)  # ValueError: a group that is no name
 _held: list[Any] = []  # locks of this process, released when it ends
+_run_folder: list[Path] = []  # of this command, if it trains one run
 _sweep_folder: list[Path] = []  # of this command, if it is a sweep
 
 
@@ -70,9 +76,10 @@ def prepare(argv: Sequence[str]) -> list[str]:
     """Check a command line; returns it ready for Hydra. Ends the process with one message where it is wrong."""
     from vae_lab.resume import read_resume, reserve
 
+    survive_lost_output()
     with one_message():
         interrupts.install()
-        args = get_args_parser().parse_args(list(argv))
+        args = hydra_utils.get_args_parser().parse_args(list(argv))
         flags = [word for word in argv if word not in args.overrides]
         folders = search_path(args.config_dir)
         if args.help or args.hydra_help or args.info or args.shell_completion:
@@ -88,13 +95,13 @@ def prepare(argv: Sequence[str]) -> list[str]:
         else:
             plain = to_plain(cfg)
             check(plain)
-            explicit = folder is not None or any(line.startswith("hydra.run.dir=") for line in overrides)
+            explicit = folder is not None or any(_sets(line, "hydra.run.dir") for line in overrides)
             folder, lock, finished = reserve(folder or Path(hydra.run.dir), plain, explicit)
             if finished is not None:
                 _say_finished(finished, folder)
             _held.append(lock)
-            overrides = [line for line in overrides if not line.startswith("hydra.run.dir=")]
-            overrides.append(f"hydra.run.dir={quote(str(folder))}")
+            _run_folder.append(folder)
+            overrides = with_folder(overrides, "hydra.run.dir", folder)
         return [*flags, *overrides, *folders]
 
 
@@ -118,22 +125,42 @@ def _prepare_sweep(overrides: list[str], folders: list[str], hydra: DictConfig) 
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     _sweep_folder.append(folder)
-    overrides = [line for line in overrides if not line.startswith("hydra.sweep.dir=")]
-    return [*overrides, f"hydra.sweep.dir={quote(str(folder))}"]
+    return with_folder(overrides, "hydra.sweep.dir", folder)
+
+
+def with_folder(overrides: Sequence[str], key: str, folder: Path) -> list[str]:
+    """Overrides in which `key` is this very folder, whatever characters its name has.
+
+    Raises:
+        ConfigError: Hydra would read another name, and write elsewhere than in the folder that is locked.
+    """
+    override = f"{key}={quote(str(folder))}"
+    try:
+        said = OverridesParser.create().parse_override(override).value()
+        heard = OmegaConf.create({"folder": said}).folder
+    except (HydraException, OmegaConfBaseException):
+        heard = None
+    if heard != str(folder):
+        raise ConfigError(f"{key}={folder}: Hydra cannot take this name. Choose another.")
+    return [*(line for line in overrides if not _sets(line, key)), override]
+
+
+def _sets(line: str, key: str) -> bool:
+    return OverridesParser.create().parse_override(line).key_or_group == key
 
 
 def quote(text: str) -> str:
-    """A string literal of Hydra's override grammar."""
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'").replace("${", "\\${") + "'"
+    """A string literal of Hydra's override grammar in which nothing is interpolated."""
+    literal = re.sub(r"(\\*)\$\{", lambda found: 2 * found[1] + "\\${", text)  # OmegaConf's escape
+    return QuotedString(literal, Quote.single).with_quotes()
 
 
 def search_path(config_dir: str | None) -> list[str]:
-    """The override that lets Hydra find YAML below `--config-dir` and below `conf/` of every folder in VAE_LAB_PLUGINS."""
-    if config_dir is not None and not Path(config_dir).is_dir():
+    """Check YAML in plugins and below `--config-dir`; the override that lets Hydra find the latter."""
+    if config_dir is not None and not os.path.isdir(config_dir):  # noqa: PTH112, answers for any name
         raise ConfigError(f"--config-dir {config_dir}: no such folder.")
-    folders = [Path(folder) / "conf" for folder in os.environ.get("VAE_LAB_PLUGINS", "").split(os.pathsep) if folder]
-    folders += [Path(config_dir)] if config_dir else []
-    for folder in folders:
+    folders = [Path(config_dir)] if config_dir else []
+    for folder in [*(folder / "conf" for folder in plugin_folders()), *folders]:
         security.check_yaml_folder(folder)
     quoted = ", ".join(json.dumps(f"file://{folder.absolute()}") for folder in folders)
     return [f"hydra.searchpath=[{quoted}]"] if folders else []
@@ -169,10 +196,12 @@ def _train_one_of_many(plain: dict[str, Any], folder: Path) -> dict[str, Any]:
     except Interrupted as error:
         fail(error)
     except (Exception, SystemExit) as error:
-        results = RunDir(folder).read_results()
+        results = None
+        with contextlib.suppress(OSError, ValueError):
+            results = RunDir(folder).read_results()
         if results is None:
             raise
-        sys.stderr.write(f"failed: {folder.name}: {type(error).__name__}: {error}\n")
+        complain(f"failed: {folder.name}: {first_line(error)}")
         return results
 
 
@@ -189,10 +218,13 @@ def conclude() -> None:
 def _say_finished(results: dict[str, Any], folder: Path) -> NoReturn:
     from rich.console import Console
 
+    from vae_lab.console import say
     from vae_lab.progress import print_results
 
     print_results(Console(), results, str(folder), [])
-    Console().print("Nothing to do: this run is finished.")
+    if lost := RunDir(folder).lost_epochs(results["epochs"]):
+        say(Console(), lost, "yellow")
+    say(Console(), "Nothing to do: this run is finished.")
     sys.exit(0)
 
 
@@ -229,18 +261,49 @@ def check(plain: dict[str, Any]) -> "Run":
 
 @contextlib.contextmanager
 def one_message() -> Iterator[None]:
-    """End the process with the message and exit code of a `VaeLabError`; a traceback only with HYDRA_FULL_ERROR=1."""
+    """End the process with one message and the exit code of what went wrong.
+
+    An OSError that nobody foresaw is the storage's where it names a file, or says that there is no room. All else that is no
+    `VaeLabError` is a mistake in code, and raised. HYDRA_FULL_ERROR=1 shows every traceback.
+    """
+    shown = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
-        yield
+        with memory_errors():
+            yield
     except VaeLabError as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        if shown:
             raise
         fail(error)
+    except OSError as error:
+        if shown or (error.filename is None and error.errno not in NO_ROOM):
+            raise
+        fail(storage_error(error, next(iter([*_run_folder, *_sweep_folder]), Path.cwd())))
+
+
+@contextlib.contextmanager
+def hydra_in_one_message() -> Iterator[None]:
+    """End as everywhere what goes wrong in Hydra's own work, as a full disk under its files."""
+    report = hydra_utils.run_and_report
+
+    def work_in_one_message(work: Callable[[], Any]) -> Any:
+        with one_message():
+            try:
+                return work()
+            except ValueError as error:  # logging's, for a handler whose file cannot be opened
+                if isinstance(error.__cause__, OSError):
+                    raise error.__cause__ from error
+                raise
+
+    hydra_utils.run_and_report = lambda func: report(lambda: work_in_one_message(func))
+    try:
+        yield
+    finally:
+        hydra_utils.run_and_report = report
 
 
 def fail(error: VaeLabError) -> NoReturn:
     """Print the message and exit with the error's code."""
-    sys.stderr.write(f"error: {error}\n")
+    complain(f"error: {error}")
     interrupts.leave(error.exit_code)
     sys.exit(error.exit_code)
 
@@ -250,7 +313,7 @@ def composing(what: str) -> Iterator[None]:
     """Turn Hydra's errors into one message that begins with what is composed."""
     try:
         yield
-    except (HydraException, OmegaConfBaseException) as error:
+    except COMPOSING_ERRORS as error:
         raise ConfigError(f"{what}: {_first_lines(error)}") from error
 
 
@@ -281,8 +344,8 @@ def compose_checked(overrides: Sequence[str], sweep: bool = False) -> tuple[Dict
             return app, cfg.hydra
         except yaml.YAMLError as error:
             raise ConfigError(f"A YAML file cannot be read: {str(error).splitlines()[0]}") from error
-        except (HydraException, OmegaConfBaseException) as error:
-            with contextlib.suppress(HydraException, OmegaConfBaseException):
+        except COMPOSING_ERRORS as error:
+            with contextlib.suppress(*COMPOSING_ERRORS):
                 _explain(parsed)
             raise ConfigError(_first_lines(error)) from error
 
@@ -298,15 +361,21 @@ def _explain(overrides: Sequence[Override]) -> None:
     """Raise a better message than Hydra's for an unknown option or key, if that is what is wrong."""
     loader = GlobalHydra.instance().config_loader()
     groups = [group for group in loader.list_groups("") if group != "hydra"] + ["hydra/launcher", "hydra/sweeper"]
-    chosen = []
+    where = [override for override in overrides if override.key_or_group == "hydra.searchpath"]
+    chosen = [override.input_line or "" for override in where]
+    _, repository = loader._parse_overrides_and_create_caching_repo("config", chosen)  # type: ignore[attr-defined]
     for override in overrides:
         key, value = override.key_or_group, override.value()
-        if key in groups and isinstance(value, str):
-            options = loader.get_group_options(key, ObjectType.CONFIG)
-            if value not in options:
-                extra = INSTALLED_BY.get(f"{key}={value}", "")
-                choices = f"Choose from: {', '.join(options)}.{did_you_mean(value, options)}"
-                raise ConfigError(f"Unknown {key} '{value}'. {extra or choices}")
+        if key not in groups or override.is_delete() or isinstance(value, dict):
+            continue
+        options = repository.get_group_options(key, ObjectType.CONFIG)
+        for name in value if isinstance(value, list) else [value]:
+            if name not in options:
+                shown = "null" if name is None else name
+                extra = INSTALLED_BY.get(f"{key}={name}", "")
+                choices = f"Choose from: {', '.join(options)}.{did_you_mean(str(name), options)}"
+                raise ConfigError(f"Unknown {key} '{shown}'. {extra or choices}")
+        if isinstance(value, str):
             chosen.append(f"{key}={value}")
     known = [*flatten(OmegaConf.to_container(compose("config", overrides=chosen), enum_to_str=True)), *groups]  # type: ignore[arg-type]
     nodes = {".".join(key.split(".")[:depth]) for key in known for depth in range(1, 1 + key.count("."))}

@@ -3,8 +3,11 @@
 A message says what is wrong, where (file, key or step) and what to do; nothing else is shown to the user.
 """
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+
+from vae_lab.text import first_line
 
 
 class VaeLabError(Exception):
@@ -61,6 +64,12 @@ class ServiceError(VaeLabError):
     exit_code = 9
 
 
+class OutOfMemoryError(VaeLabError):
+    """Memory was asked for that this machine, or its GPU, does not have."""
+
+    exit_code = 10
+
+
 class Interrupted(VaeLabError):
     """SIGINT or SIGTERM arrived; the run left a checkpoint."""
 
@@ -68,6 +77,25 @@ class Interrupted(VaeLabError):
         super().__init__(message)
         self.signal = signal_number
         self.exit_code = 128 + signal_number
+
+
+# What torch says where it raises a plain RuntimeError: of the CPU, Windows, CUDA and its libraries
+NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
+@contextlib.contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turn Python's and torch's words for a lack of memory into one message that says what to lower."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(words in str(error) for words in NO_MEMORY):
+            raise
+        raise OutOfMemoryError(
+            f"Not enough memory ({first_line(error)}). Lower trainer.batch_size or evaluation.batch_size, "
+            "hidden_dims or latent_dim, data.limit, or in a sweep hydra.launcher.max_cohort and "
+            "hydra.launcher.workers."
+        ) from error
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

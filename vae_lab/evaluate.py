@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import Independent, Normal, kl_divergence
+from torch.distributions import Distribution, Independent, Normal, kl_divergence
 
 from vae_lab import rng
 from vae_lab.config import EvaluationConfig
@@ -14,8 +14,9 @@ from vae_lab.data import Images
 from vae_lab.data.base import to_float
 from vae_lab.distributions import reparameterize
 from vae_lab.engine import Run
-from vae_lab.models import LatentVariableModel
-from vae_lab.objectives.base import Batch, Noise, Terms
+from vae_lab.models import Autoencoder, LatentVariableModel
+from vae_lab.objectives.base import Batch
+from vae_lab.skipped import Skipped
 from vae_lab.system import System
 
 
@@ -24,7 +25,7 @@ class Evaluation(NamedTuple):
 
     metrics: dict[str, Any]
     terms: dict[str, Float[Tensor, " N"]]
-    latents: "Latents"
+    latents: "Latents | None"  # None where there are no codes
 
 
 @dataclass(frozen=True)
@@ -35,28 +36,22 @@ class Latents:
     kl_per_latent: Float[Tensor, " D"] | None
 
 
-def measure(
-    system: System,
-    batch: Batch,
-    noise: Noise,
-    eps: Float[Tensor, "B D"] | None,
-    step: Int[Tensor, ""],
-) -> tuple[Terms, torch.distributions.Distribution]:
-    """The system's terms [B], with the squared error 'sse' of a reconstruction of its own; and the posterior.
+def squared_error(
+    model: Autoencoder, q: Distribution, eps: Float[Tensor, "B D"] | None, x: Float[Tensor, "B C H W"]
+) -> Float[Tensor, " B"]:
+    """Of the reconstruction of each image from one code that is drawn from its posterior with `eps`, summed over pixels.
 
-    The reconstruction is decoded from one code drawn from the posterior with `eps`, whatever noise the objective asked for.
+    The evaluation's own code, whatever noise the objective asked for.
     """
-    terms = system(batch, noise, step)
-    q = system.model.posterior(batch.x)
-    mean = system.model.likelihood(reparameterize(q, eps)).mean
-    return terms | {"sse": (mean - batch.x).square().flatten(1).sum(1)}, q
+    return (model.likelihood(reparameterize(q, eps)).mean - x).square().flatten(1).sum(1)
 
 
 @torch.no_grad()
-def evaluate(system: System, images: Images, run: Run, config: EvaluationConfig) -> Evaluation:
+def evaluate(system: System, images: Images, run: Run, config: EvaluationConfig, skipped: Skipped) -> Evaluation:
     """Mean terms of a run's system over `images`, which lie on its device, with noise from the run's own stream.
 
-    The system must be in evaluation mode; its loss is that of the run's last step, schedules at their end.
+    The system must be in evaluation mode; its loss is that of the run's last step, schedules at their end. What is measured
+    beside the system's own terms costs itself where it raises, as `skipped` notes.
 
     Returns:
         Metrics: loss, nll and, with a KL term, kl and elbo = -(nll + kl), in nats per image; sse (squared error summed over pixels)
@@ -78,32 +73,44 @@ def evaluate(system: System, images: Images, run: Run, config: EvaluationConfig)
     for start in range(0, len(images), config.batch_size):
         here = slice(start, start + config.batch_size)
         batch = Batch(to_float(images.x[here]), None if images.y is None else images.y[here])
-        part_noise = {name: draw[here] for name, draw in noise.items()}
-        terms, q = measure(system, batch, part_noise, None if eps is None else eps[here], step)
+        terms = system(batch, {name: draw[here] for name, draw in noise.items()}, step)
+        with skipped.costs_itself("test/codes"):
+            q = model.posterior(batch.x)
+            mus.append(q.mean)
+            with skipped.costs_itself("test/sse"):
+                part_eps = None if eps is None else eps[here]
+                terms = terms | {"sse": squared_error(model, q, part_eps, batch.x)}
+            with skipped.costs_itself("test/kl_per_latent"):
+                kls.append(_kl_per_latent(system, q))
         for name, term in terms.items():
             parts.setdefault(name, []).append(term.cpu())
-        mus.append(q.mean)
-        kls.append(_kl_per_latent(system, q))
-    mu = torch.cat(mus)
-    kl_per_latent = None if kls[0] is None else torch.cat(kls).mean(0)  # type: ignore[arg-type]
-    values = {name: torch.cat(terms) for name, terms in parts.items()}
+    whole_parts = {name: terms for name, terms in parts.items() if f"test/{name}" not in skipped}
+    values = {name: torch.cat(terms) for name, terms in whole_parts.items()}
     metrics: dict[str, Any] = {
-        name: sum(float(term.double().sum()) for term in terms) / len(images) for name, terms in parts.items()
+        name: sum(float(term.double().sum()) for term in terms) / len(images) for name, terms in whole_parts.items()
     }
     if "kl" in metrics:
         metrics["elbo"] = -(metrics["nll"] + metrics["kl"])
         values["elbo"] = -(values["nll"] + values["kl"])
-    metrics["mse"] = metrics["sse"] / images.x[0].numel()
+    if "sse" in metrics:
+        metrics["mse"] = metrics["sse"] / images.x[0].numel()
+    if "test/codes" in skipped:
+        return Evaluation(metrics, values, None)
+    mu = torch.cat(mus)
     spread = mu.var(0, correction=min(1, len(mu) - 1))  # of a single image: zero
-    metrics["active_units"] = int((spread > config.active_threshold).sum())
-    metrics["code_std"] = spread.sqrt().tolist()
+    with skipped.costs_itself("test/active_units"):
+        metrics["active_units"] = int((spread > config.active_threshold).sum())
+    with skipped.costs_itself("test/code_std"):
+        metrics["code_std"] = spread.sqrt().tolist()
+    whole = len(kls) == len(mus) and kls[0] is not None
+    kl_per_latent = torch.cat(kls).mean(0) if whole else None  # type: ignore[arg-type]
     if kl_per_latent is not None:
         metrics["kl_per_latent"] = kl_per_latent.tolist()
     latents = Latents(mu.cpu(), None if kl_per_latent is None else kl_per_latent.cpu())
     return Evaluation(metrics, values, latents)
 
 
-def _kl_per_latent(system: System, q: torch.distributions.Distribution) -> Float[Tensor, "B D"] | None:
+def _kl_per_latent(system: System, q: Distribution) -> Float[Tensor, "B D"] | None:
     p = system.model.prior() if isinstance(system.model, LatentVariableModel) else None
     if not (isinstance(q, Independent) and isinstance(p, Independent)):
         return None

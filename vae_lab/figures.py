@@ -1,7 +1,8 @@
 """Pictures of one trained run."""
 
+import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +29,8 @@ from vae_lab.evaluate import Latents
 from vae_lab.mixture import MAX_CODES, Mixture, fit_mixture
 from vae_lab.models import LatentVariableModel
 from vae_lab.pictures import INK, grid, picture
+from vae_lab.run_dir import storage_errors
+from vae_lab.skipped import Skipped
 from vae_lab.system import System
 
 MUTED = "#8a8a8a"
@@ -60,25 +63,37 @@ class Subject:
 
 
 @torch.no_grad()
-def draw_all(subject: Subject, metrics: Sequence[dict[str, Any]], best_epoch: int, folder: Path) -> list[Path]:
-    """Write every picture that this run can have into `folder`; returns their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    figures: dict[str, Image | Figure] = {
-        "reconstructions": reconstructions(subject),
-        "samples": samples(subject),
-        "latent": latent(subject),
-        "curves": curves(subject.title, metrics, best_epoch),
+def draw_all(subject: Subject, metrics: Sequence[dict[str, Any]], best_epoch: int, folder: Path, skipped: Skipped) -> list[Path]:
+    """Write every picture that this run can have into `folder`; returns their paths.
+
+    One that raises is left out, as `skipped` notes.
+
+    Raises:
+        StorageError: a picture cannot be written.
+    """
+    figures: dict[str, Callable[[], Image | Figure]] = {
+        "reconstructions": lambda: reconstructions(subject),
+        "samples": lambda: samples(subject),
+        "latent": lambda: latent(subject),
+        "curves": lambda: curves(subject.title, metrics, best_epoch),
     }
     if subject.system.model.latent_dim == 2:
-        figures["manifold"] = manifold(subject)
+        figures["manifold"] = lambda: manifold(subject)
     paths = []
-    for name, figure in figures.items():
-        path = folder / f"{name}.png"
-        if isinstance(figure, Figure):
-            figure.savefig(path, dpi=130, facecolor="white", pil_kwargs={"compress_level": 3})
-        else:
-            figure.save(path, compress_level=3)
-        paths.append(path)
+    for name, made in figures.items():
+        path, png = folder / f"{name}.png", io.BytesIO()
+        with skipped.costs_itself(f"figures/{name}"):
+            with storage_errors(path):
+                path.unlink(missing_ok=True)  # what an earlier command drew is not of this state
+            figure = made()
+            if isinstance(figure, Figure):
+                figure.savefig(png, format="png", dpi=130, facecolor="white", pil_kwargs={"compress_level": 3})
+            else:
+                figure.save(png, format="png", compress_level=3)
+            with storage_errors(path):
+                folder.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(png.getvalue())
+            paths.append(path)
     return paths
 
 

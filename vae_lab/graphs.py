@@ -24,7 +24,7 @@ from vae_lab.objectives.base import Batch, Noise, Terms
 log = logging.getLogger(__name__)
 
 # In bf16 these return another type than torch.compile believes, so that they are recorded as what they are made of.
-MIXED = [torch.ops.aten.native_group_norm, torch.ops.aten.native_group_norm_backward]
+MIXED = [torch.ops.aten.native_group_norm.default, torch.ops.aten.native_group_norm_backward.default]
 
 Whole = Callable[[list[Block], State, Batch, Noise, Int[Tensor, ""]], tuple[Terms, list[Block]]]
 

@@ -22,7 +22,6 @@ from vae_lab.data import Images
 from vae_lab.data.base import to_float
 from vae_lab.distributions import reparameterize
 from vae_lab.errors import ConfigError, VaeLabError
-from vae_lab.evaluate import measure
 from vae_lab.objectives.base import Batch, Terms
 from vae_lab.stacking import describe, incomparable
 from vae_lab.system import System
@@ -83,7 +82,6 @@ class Inspection:
             self._check_gradient(self.alone()["loss"])
         with self.explained(), self.untouched(training=False), torch.no_grad():
             self._check_images()
-            measure(self.system, self.batch, self.noise, self.eps, torch.tensor(0))
             self.system.beta_eff()
         return list(alone)
 

@@ -1,5 +1,6 @@
 """SIGINT and SIGTERM: finish the step, keep everything, leave with 130 or 143."""
 
+import contextlib
 import logging
 import os
 import signal
@@ -57,7 +58,9 @@ class Interrupts:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         again, self.requested = self.requested is not None, signal.Signals(number)
         if not self.is_deferred or (again and number == signal.SIGINT):
-            os.write(2, f"{'second interrupt: quitting at once' if again else f'interrupted by {self.requested.name}'}\n".encode())
+            said = "second interrupt: quitting at once" if again else f"interrupted by {self.requested.name}"
+            with contextlib.suppress(OSError):
+                os.write(2, f"{said}\n".encode())
             os._exit(128 + number)
 
 

@@ -25,12 +25,14 @@ from vae_lab.errors import (
     StorageError,
     VaeLabError,
     did_you_mean,
+    memory_errors,
 )
 from vae_lab.feed import steps_per_epoch
 from vae_lab.inspection import Inspection
 from vae_lab.interrupt import interrupts
 from vae_lab.results import environment, summary
 from vae_lab.run_dir import RunDir
+from vae_lab.skipped import Skipped
 from vae_lab.stacking import stack_key
 from vae_lab.system import System, build_system
 from vae_lab.tracking import Tracker
@@ -116,6 +118,9 @@ class Job:
     cohort: list[str] = field(default_factory=list)  # fingerprints of the runs trained together with this one, itself included
     error: BaseException | None = None  # what ended this run alone
 
+    def __post_init__(self) -> None:
+        self.skipped = Skipped(self.tag)
+
     @property
     def tag(self) -> dict[str, str]:
         """Marks a log record as this run's."""
@@ -128,11 +133,12 @@ class Job:
     def results(self, test: dict[str, Any] | None = None) -> dict[str, Any]:
         """results.json as it stands now."""
         rows = self.run_dir.read_metrics()
-        train_s = sum(row["seconds"] for row in rows)
+        train_s = sum(row.get("seconds", 0.0) for row in rows)
         images_per_s = len(self.splits.train) * len(rows) / train_s if train_s else 0.0
         times = {"train_s": round(train_s, 3), "total_s": round(self.seconds(), 3), "images_per_s": round(images_per_s, 1)}
         parts = summary(self.cfg, self.run, rows, self.splits, self.device, test)
-        return parts | {"resumed": self.resumed, "time": times}
+        skipped = {"skipped": dict(self.skipped)} if self.skipped else {}
+        return parts | {"resumed": self.resumed, "time": times} | skipped
 
 
 def save(job: Job) -> None:
@@ -255,30 +261,41 @@ def finish(job: Job) -> dict[str, Any]:
     system.load_state(job.run.best_state)
     test_images = job.splits.test.to(job.device)
     with arithmetic(Precision.fp32, job.device, 0.0):
-        test, terms, latents = evaluate(system, test_images, job.run, config)
+        test, terms, latents = evaluate(system, test_images, job.run, config, job.skipped)
     job.run_dir.write_test_terms({name: values.numpy() for name, values in terms.items()})
     interrupts.check()
     figures: list[Path] = []
-    if config.figures:
+    if config.figures and latents is not None:
         from vae_lab.figures import Subject, draw_all
 
         caption = f"{job.cfg['name']}, {job.cfg['data']['name']}, {job.cfg['loss']['name']}"
         subject = Subject(caption, system, test_images, latents, job.run.seed, config, job.splits.train)
-        figures = draw_all(subject, job.run_dir.read_metrics(), job.run.best_epoch, job.run_dir.figures)
+        figures = draw_all(subject, job.run_dir.read_metrics(), job.run.best_epoch, job.run_dir.figures, job.skipped)
     interrupts.check()
     results = job.results(test)
-    if job.tracker is not None:
-        job.tracker.finish(results, figures)
+    close_tracker(job, results, figures)
     results["time"]["total_s"] = round(job.seconds(), 3)
     job.run_dir.write_results(results)
     return results
+
+
+def close_tracker(job: Job, results: dict[str, Any], figures: Sequence[Path]) -> None:
+    """Report the end; `results` says so if the tracker has not the whole run."""
+    if job.tracker is not None:
+        with job.skipped.costs_itself("tracking"):
+            job.tracker.finish(results, figures)
+        if job.tracker.problem is not None:
+            job.skipped["tracking"] = job.tracker.problem
+        if job.skipped:
+            results["skipped"] = dict(job.skipped)
 
 
 @contextlib.contextmanager
 def concluded(job: Job) -> Iterator[None]:
     """If the block fails, leave results.json, run.log and the tracker with why, as far as the storage allows."""
     try:
-        yield
+        with memory_errors():
+            yield
     except BaseException as error:
         status = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
         if isinstance(error, VaeLabError):
@@ -289,8 +306,7 @@ def concluded(job: Job) -> Iterator[None]:
             if job.run_dir.config.exists():  # else nothing of this run was written yet
                 results = job.results() | {"status": status, "error": f"{type(error).__name__}: {error}"}
                 job.run_dir.write_results(results)
-                if job.tracker is not None:
-                    job.tracker.finish(results, [])
+                close_tracker(job, results, [])
         if isinstance(error, Interrupted):
             where = f"{error} at step {job.run.step}. Go on with: python run.py resume={job.run_dir.path}"
             raise Interrupted(where, error.signal) from None

@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from vae_lab.errors import LockedError
-from vae_lab.run_dir import storage_errors, write_atomic
+from vae_lab.run_dir import read_json, storage_errors, write_atomic
 
 LOCK, OWNER = ".lock", ".lock.json"
 
@@ -51,8 +51,8 @@ def release(folder: Path, lock: FileLock) -> None:
 def _describe(owner: Path) -> str:
     for _ in range(20):  # the winner may not have written its mark yet
         try:
-            facts = json.loads(owner.read_text(encoding="utf-8"))
+            facts = read_json(owner)
             return f"process {facts['pid']} on {facts['host']} (since {max(0.0, time.time() - facts['since']):.0f} s)"
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, LookupError, TypeError):
             time.sleep(0.05)
     return "another process"

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from vae_lab import lock
 from vae_lab.config import Device, to_plain
+from vae_lab.console import say
 from vae_lab.errors import SweepError
 from vae_lab.interrupt import interrupts
 from vae_lab.planning import Cost, Planned, SweepOptions, default_workers, plan, stacking_key
@@ -18,6 +19,7 @@ from vae_lab.pool import Process, Worker
 from vae_lab.run_dir import LEDGER, RunDir, storage_errors
 from vae_lab.sweep import Sweep
 from vae_lab.sweep_display import print_closing
+from vae_lab.text import complain, first_line
 
 _sweeps: list[tuple[Sweep, Any]] = []  # of this process, with the lock of its folder
 
@@ -63,6 +65,9 @@ def lead(
     sweep.jobs += jobs
     for job in jobs:
         job.state = "completed" if job.is_finished() else "not_run"
+        trained = (job.results() or {}).get("epochs", 0) if job.state == "completed" else 0
+        if lost := RunDir(job.folder).lost_epochs(trained):
+            say(sweep.console, lost, "yellow")
     todo = [job for job in jobs if job.state == "not_run"]
     for job in todo:  # what ended before is tried again, and must not be mistaken for its outcome
         results = RunDir(job.folder).results
@@ -72,9 +77,13 @@ def lead(
     num_workers = options.workers or default_workers(on_gpu, options.cluster)
     # A job of a cluster waits and imports before it trains, so that few large cohorts are better than many small ones.
     cohorts = plan(todo, options.max_cohort, num_workers, on_gpu, spread=options.cluster is None)
-    sweep.console.print(_intention(jobs, todo, cohorts), highlight=False, soft_wrap=True)
-    with interrupts.deferred():
-        sweep.train(cohorts, num_workers, lambda job: prepare_folder(job.number - offset, job.folder))
+    say(sweep.console, _intention(jobs, todo, cohorts))
+    try:
+        with interrupts.deferred():
+            sweep.train(cohorts, num_workers, lambda job: prepare_folder(job.number - offset, job.folder))
+    except BaseException:  # the storage of the sweep itself
+        sweep.close()
+        raise
     if interrupts.requested is not None:
         _close()
         interrupts.check()
@@ -126,7 +135,7 @@ def _close() -> None:
         sweep.close()
         print_closing(sweep.console, sweep.jobs)
         counts = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in sweep.counts().items())
-        sweep.console.print(f"{counts}  {sweep.folder}", highlight=False, soft_wrap=True)
+        say(sweep.console, f"{counts}  {sweep.folder}")
         if held is not None:
             lock.release(sweep.folder, held)
 
@@ -137,7 +146,11 @@ def _account(folder: Path) -> None:
     for number, hydra_files in enumerate(sorted(folder.glob("*/.hydra/config.yaml"), key=_job_number)):
         run_dir = RunDir(hydra_files.parent.parent)
         started = run_dir.config.exists()
-        cfg = yaml.safe_load((run_dir.config if started else hydra_files).read_text(encoding="utf-8"))
+        try:
+            cfg = RunDir(run_dir.path if started else hydra_files.parent).read_config()
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            cfg = {"name": run_dir.path.name}
+            complain(f"{run_dir.path}: the config of this run cannot be read ({first_line(error)}).")
         job = Planned(number, cfg, run_dir.path, "", Cost(0, 0), state="interrupted" if started else "not_run")
         job.look()
         sweep.jobs.append(job)

@@ -68,7 +68,7 @@ class Planned:
         try:
             results = RunDir(self.folder).read_results() or {}
             return results if results.get("fingerprint") == fingerprint(self.cfg) else None
-        except (OSError, ValueError, AttributeError):  # damaged: this run is trained again
+        except (OSError, ValueError):  # damaged: this run is trained again
             return None
 
     def look(self) -> None:
@@ -76,7 +76,7 @@ class Planned:
         results = self.results()
         if results is not None:
             self.state = {"failed": "failed", "interrupted": "interrupted"}.get(results["status"], "completed")
-            self.cause = results["error"]
+            self.cause = results.get("error")
 
     def is_finished(self) -> bool:
         """Whether its folder holds the end of this very config."""

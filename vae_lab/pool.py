@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vae_lab.planning import Cohort
+from vae_lab.run_dir import read_json, storage_errors
 
 ROOT = Path(__file__).resolve().parent.parent  # run.py needs no installation, and neither do its workers
 SINGLE_THREADED = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")  # until the work says how many it gets
@@ -44,7 +45,8 @@ class Worker(ABC):
         """The file; `threads` None leaves their number to the worker."""
         self.cohort, self.given = cohort, time.time()
         jobs = [{"cfg": job.cfg, "folder": str(job.folder)} for job in cohort]
-        self.work.write_text(json.dumps({"threads": threads, "jobs": jobs, "note": str(self.note)}), encoding="utf-8")
+        with storage_errors(self.work):
+            self.work.write_text(json.dumps({"threads": threads, "jobs": jobs, "note": str(self.note)}), encoding="utf-8")
 
     @abstractmethod
     def give(self, cohort: Cohort, threads: int) -> None:
@@ -61,7 +63,7 @@ class Worker(ABC):
     def progress(self) -> dict[str, Any]:
         """What it last noted: phase, step, steps, epoch, epochs, images_per_s; empty before it begins."""
         try:
-            return json.loads(self.note.read_text(encoding="utf-8"))
+            return read_json(self.note)
         except (OSError, ValueError):
             return {}
 
@@ -94,7 +96,8 @@ class Process(Worker):
         super().__init__()
         # Appending, so that reading it here does not move the place where the process writes.
         self.log = tempfile.TemporaryFile("a+b")  # noqa: SIM115
-        command = [sys.executable, "-m", "vae_lab.worker"]
+        # -P: as for run.py itself, what lies in the working directory is no module to import
+        command = [sys.executable, "-P", "-m", "vae_lab.worker"]
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         environment = KEPT_MEMORY | os.environ | SINGLE_THREADED | {"PYTHONPATH": path}
         self.process = subprocess.Popen(

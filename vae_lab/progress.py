@@ -10,6 +10,8 @@ from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 
+from vae_lab.console import as_text, say
+
 Metrics = dict[str, float]
 REFRESH_S = 0.1  # a refresh copies numbers from the device
 
@@ -50,9 +52,9 @@ class ProgressBar:
         self.bar: RichProgress | None = None
         if console.is_terminal:
             columns = (
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=24),
-                TextColumn("{task.fields[terms]}  {task.fields[speed]}"),
+                TextColumn("{task.fields[terms]}  {task.fields[speed]}", markup=False),
                 TimeRemainingColumn(),
             )
             self.bar = RichProgress(*columns, console=console, transient=True)
@@ -88,7 +90,7 @@ class ProgressBar:
 
     def line(self, text: str) -> None:
         """A line of its own, above the bar where there is one."""
-        self.console.print(text, highlight=False, soft_wrap=True)
+        say(self.console, text)
 
 
 def epoch_line(epoch: int, epochs: int, metrics: Metrics, images_per_s: float) -> str:
@@ -119,22 +121,19 @@ def print_results(console: Console, results: dict[str, Any], folder: str, figure
     for key, value in results["test"].items():
         if isinstance(value, int | float):
             table.add_row(
-                units.get(key, key),
+                as_text(units.get(key, key)),
                 f"{value:,.4f}" if key == "mse" else f"{value:,d}" if isinstance(value, int) else f"{value:,.3f}",
             )
     timing = results["time"]
-    console.print(f"\n[bold]{title(results)}[/bold]", highlight=False, soft_wrap=True)
+    console.print()
+    say(console, title(results), "bold")
     console.print(table, highlight=False)
-    console.print(
+    say(
+        console,
         f"{results['status']} after {results['epochs']} epochs (best: {results['best_epoch']}), {results['steps']} steps, "
         f"{timing['train_s']:.1f} s of training, {timing['images_per_s']:,.0f} images/s, on {results['environment']['device']}",
-        highlight=False,
-        soft_wrap=True,
     )
     if results["note"]:
-        console.print(results["note"], style="dim", highlight=False, soft_wrap=True)
-    console.print(
-        f"[bold]{folder}[/bold]  ({', '.join(figures)})" if figures else f"[bold]{folder}[/bold]",
-        highlight=False,
-        soft_wrap=True,
-    )
+        say(console, results["note"], "dim")
+    drawn = as_text(f"  ({', '.join(figures)})" if figures else "")
+    console.print(as_text(folder, "bold") + drawn, soft_wrap=True)

@@ -2,12 +2,13 @@
 
 Each group is a package (or module) of `vae_lab`; all of its modules are imported once, so that a new file is known by
 being there. Folders listed in the environment variable `VAE_LAB_PLUGINS` are searched too: `DIR/models/mine.py` joins
-`vae_lab.models`.
+`vae_lab.models`. A file there that cannot be imported costs what it defines, and nothing else.
 """
 
 import importlib
 import os
 import pkgutil
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, TypeVar
 
 from vae_lab.config import typed
 from vae_lab.errors import ConfigError, did_you_mean
+from vae_lab.text import complain, first_line
 
 C = TypeVar("C", bound=type)
 
@@ -29,6 +31,7 @@ PACKAGES = {
     "scheduler": "schedulers",
 }
 _entries: dict[str, dict[str, type]] = {group: {} for group in PACKAGES}
+_broken: dict[Path, BaseException] = {}  # files of plugins, and why they were not imported
 
 
 def register(group: str, name: str) -> Callable[[C], C]:
@@ -44,15 +47,53 @@ def register(group: str, name: str) -> Callable[[C], C]:
     return add
 
 
+def plugin_folders() -> list[Path]:
+    """The folders of VAE_LAB_PLUGINS that are there; each other one is named once, on stderr."""
+    return _existing(os.environ.get("VAE_LAB_PLUGINS", ""))
+
+
+@cache
+def _existing(listed: str) -> list[Path]:
+    folders = [Path(folder).absolute() for folder in listed.split(os.pathsep) if folder]
+    for folder in folders:
+        if not os.path.isdir(folder):  # noqa: PTH112, it answers for every name
+            complain(f"warning: VAE_LAB_PLUGINS: {folder}: no such folder; nothing is read there.")
+    return [folder for folder in folders if os.path.isdir(folder)]  # noqa: PTH112
+
+
+@cache
+def _add_plugins() -> None:
+    """Let modules of every group be found in plugins too, so that one of them may import another."""
+    for package in PACKAGES.values():
+        path = importlib.import_module(f"vae_lab.{package}").__dict__.setdefault("__path__", [])
+        path += [str(folder / package) for folder in plugin_folders()]
+
+
 @cache
 def _import_group(group: str) -> None:
+    _add_plugins()
     package = importlib.import_module(f"vae_lab.{PACKAGES[group]}")
-    if not hasattr(package, "__path__"):
-        return
-    for folder in filter(None, os.environ.get("VAE_LAB_PLUGINS", "").split(os.pathsep)):
-        package.__path__.append(str(Path(folder).resolve() / PACKAGES[group]))
-    for module in pkgutil.iter_modules(package.__path__):
+    folders = [str(folder / PACKAGES[group]) for folder in plugin_folders()]
+    for module in pkgutil.iter_modules([place for place in package.__path__ if place not in folders]):
         importlib.import_module(f"{package.__name__}.{module.name}")
+    for folder in folders:
+        for module in pkgutil.iter_modules([folder]):
+            _import_plugin(f"{package.__name__}.{module.name}", Path(folder) / module.name)
+
+
+def _import_plugin(name: str, place: Path) -> None:
+    """Import a plugin's module; one that cannot be imported is named, and registers nothing."""
+    file = place if place.is_dir() else place.with_name(f"{place.name}.py")
+    before = {group: dict(entries) for group, entries in _entries.items()}
+    try:
+        module = importlib.import_module(name)
+        found = Path(module.__file__ or "")
+        if found.parent not in (place, place.parent):
+            raise ImportError(f"{found} has the same name; rename this one")
+    except (Exception, SystemExit) as error:
+        _entries.update(before)
+        _broken[file] = error
+        complain(f"warning: {file} is not used: {first_line(error)}")
 
 
 def names(group: str) -> list[str]:
@@ -64,8 +105,20 @@ def names(group: str) -> list[str]:
 def get(group: str, name: str) -> type:
     """The class registered under a name; `ConfigError` lists the choices if there is none."""
     if name not in names(group):
+        for file, error in _broken.items():
+            if file.stem == name or _defines(file, group, name):
+                why = f"{file} cannot be imported ({first_line(error)})."
+                raise ConfigError(f"{group}={name}: {why}") from error
         raise ConfigError(f"Unknown {group} '{name}'. Choose from: {', '.join(names(group))}.{did_you_mean(name, names(group))}")
     return _entries[group][name]
+
+
+def _defines(file: Path, group: str, name: str) -> bool:
+    """Whether a module says that it registers a name, as far as its text shows."""
+    source = file / "__init__.py" if file.is_dir() else file
+    words = [rf"""['"]{re.escape(word)}['"]""" for word in (group, name)]
+    registers = re.compile(r"register\(\s*" + r"\s*,\s*".join(words))
+    return registers.search(source.read_text(encoding="utf-8", errors="replace")) is not None
 
 
 def build(group: str, cfg: Any, **facts: Any) -> Any:

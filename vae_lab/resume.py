@@ -1,6 +1,5 @@
 """Going on in a run directory: what it holds, whether this command may go on there, and from where."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,13 @@ from vae_lab import lock, security
 from vae_lab.config import flatten, identity
 from vae_lab.errors import CheckpointError, ConfigError
 from vae_lab.run_dir import FINISHED, RunDir, storage_errors
+from vae_lab.text import complain
+
+# Keys of results.json that the closing table of a run needs
+SHOWN = (
+    *("status", "name", "model", "objective", "loss", "data", "latent_dim", "parameters", "epochs"),
+    *("steps", "best_epoch", "beta", "beta_eff", "test", "time", "note", "environment"),
+)
 
 if TYPE_CHECKING:
     from vae_lab.system import System
@@ -49,20 +55,34 @@ def reserve(folder: Path, plain: dict[str, Any], explicit: bool) -> tuple[Path, 
         LockedError: another process works there.
         StorageError: the folder cannot be made.
     """
-    if folder.is_symlink():
-        raise ConfigError(f"hydra.run.dir={folder}: a symbolic link; name the folder itself.")
-    if not explicit:
-        folder = _make_new(folder)
-    run_dir = RunDir(folder)
-    if run_dir.config.exists():
-        changed = check_same(run_dir, plain)
-        results = run_dir.read_results()
-        if not changed and results is not None and results["status"] in FINISHED:
-            return folder, None, results
+    with storage_errors(folder):
+        if folder.is_symlink():
+            raise ConfigError(f"hydra.run.dir={folder}: a symbolic link; name the folder itself.")
+        if not explicit:
+            folder = _make_new(folder)
+        run_dir = RunDir(folder)
+        if run_dir.config.exists():
+            changed = check_same(run_dir, plain)
+            results = _whole_results(run_dir)
+            if not changed and results is not None and results["status"] in FINISHED:
+                return folder, None, results
     held, notice = lock.acquire(folder)
     if notice:
-        sys.stderr.write(f"{notice}\n")
+        complain(notice)
     return folder, held, None
+
+
+def _whole_results(run_dir: RunDir) -> dict[str, Any] | None:
+    """Those of a run that ended, with all that its closing table shows; damaged ones are named."""
+    try:
+        results = run_dir.read_results()
+        if missing := [key for key in SHOWN if results is not None and key not in results]:
+            raise ValueError(f"{', '.join(missing)} missing")
+    except (OSError, ValueError) as error:
+        again = "it is written again, from the run's checkpoints where it has any"
+        complain(f"{run_dir.results} is damaged ({error}): {again}.")
+        return None
+    return results
 
 
 def _make_new(folder: Path) -> Path:

@@ -15,6 +15,7 @@ from vae_lab.errors import StorageError
 
 LEDGER = "sweep.json"  # of a sweep's folder
 FINISHED = ("completed", "stopped_early")  # the status of a run with nothing left to do
+MAX_DEPTH = 100  # of nested YAML, beyond which libyaml exhausts the stack
 _SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster where libyaml is there
 
 
@@ -40,7 +41,20 @@ class RunDir:
         write_atomic(self.config, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
 
     def read_config(self) -> dict[str, Any]:
-        return yaml.load(self.config.read_text(encoding="utf-8"), Loader=_SafeLoader)
+        """What `write_config` wrote.
+
+        Raises:
+            yaml.YAMLError: it is not that.
+        """
+        text, depth = self.config.read_text(encoding="utf-8"), 0
+        for event in yaml.parse(text, Loader=_SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                raise yaml.YAMLError(f"nested more than {MAX_DEPTH} deep")
+        plain = yaml.load(text, Loader=_SafeLoader)
+        if not isinstance(plain, dict):
+            raise yaml.YAMLError("not a run's config")
+        return plain
 
     def begin(self, plain: dict[str, Any], epochs: int) -> None:
         """Make the folder ready for training that goes on after `epochs`: config written, later rows and results gone."""
@@ -57,16 +71,30 @@ class RunDir:
             file.write(strict_json(row) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All whole lines, in order, up to a torn or damaged one."""
-        if not self.metrics.exists():
+        """All whole rows, in order, up to a torn or damaged one."""
+        if not self.metrics.is_file():
             return []
         rows = []
         for line in self.metrics.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
             try:
-                rows.append(json.loads(line))
-            except ValueError:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
                 break  # what follows damage is trained again
+            if not isinstance(row, dict):
+                break
+            if not _is_number(row.get("epoch")) or not _is_number(row.get("seconds", 0)):
+                break
+            rows.append(row)
         return rows
+
+    def lost_epochs(self, epochs: int) -> str | None:
+        """A sentence if metrics.jsonl does not hold all of so many epochs, else None."""
+        if epochs and not self.metrics.exists():
+            return f"{self.metrics} is gone: the numbers of its {epochs} epochs are lost, also to curves."
+        found = sum(row["epoch"] <= epochs for row in self.read_metrics())
+        if found < epochs:
+            return f"{self.metrics} is damaged: it holds {found} of {epochs} epochs."
+        return None
 
     def write_results(self, results: dict[str, Any]) -> None:
         """The summary. Its presence means that the run ended."""
@@ -81,7 +109,18 @@ class RunDir:
         write_atomic(self.test_terms, buffer.getvalue())
 
     def read_results(self) -> dict[str, Any] | None:
-        return json.loads(self.results.read_text(encoding="utf-8")) if self.results.exists() else None
+        """What `write_results` wrote; None if the run has not ended.
+
+        Raises:
+            ValueError: it is not that.
+        """
+        if not self.results.exists():
+            return None
+        results = read_json(self.results)
+        kinds = {"status": str, "test": dict}
+        if not isinstance(results, dict) or not all(isinstance(results.get(k), kind) for k, kind in kinds.items()):
+            raise ValueError("not the results of a run")
+        return results
 
     def is_run(self) -> bool:
         """Whether a run was ever here."""
@@ -96,10 +135,27 @@ class RunDir:
     def read_cohort(self) -> list[str]:
         """Fingerprints of the runs that were trained together with this one, itself included; empty if unknown."""
         try:
-            cohort = json.loads(self.manifest.read_text(encoding="utf-8"))["cohort"]
+            cohort = read_json(self.manifest)["cohort"]
         except (OSError, ValueError, LookupError, TypeError):
             return []
         return cohort if isinstance(cohort, list) else []
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file that anything may have happened to.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is damaged, or nested too deeply for Python.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def strict_json(row: dict[str, Any], indent: int | None = None) -> str:
@@ -144,11 +200,19 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise StorageError(f"Cannot write {path}: {error.strerror or error} ({free_space(path)}).") from error
 
 
+def storage_error(error: OSError, otherwise: Path) -> StorageError:
+    """The message for an OSError that was not foreseen: of its own file, or of the command's folder."""
+    named = isinstance(error.filename, str | bytes)
+    path = Path(os.fsdecode(error.filename)) if named else otherwise
+    return StorageError(f"{path}: {error.strerror or error} ({free_space(path)}).")
+
+
 def free_space(path: Path) -> str:
     """'1.2 GiB free on ...' for the nearest existing folder."""
     import shutil
 
-    folder = next((parent for parent in [path, *path.absolute().parents] if parent.is_dir()), Path("/"))
+    above = [path, *path.absolute().parents]  # os.path.isdir answers for a name that is too long; Path.is_dir raises
+    folder = next((parent for parent in above if os.path.isdir(parent)), Path("/"))  # noqa: PTH112
     try:
         return f"{shutil.disk_usage(folder).free / 2**30:.1f} GiB free in {folder}"
     except OSError:

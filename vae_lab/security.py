@@ -10,6 +10,7 @@ import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from vae_lab.errors import ConfigError
+from vae_lab.run_dir import MAX_DEPTH
 
 SECRET_NAME = re.compile(r"(key|token|secret|passw|credential|auth)", re.IGNORECASE)
 ALLOWED_HYDRA_KEYS = re.compile(
@@ -19,6 +20,13 @@ ALLOWED_HYDRA_KEYS = re.compile(
 TRUSTED_TARGETS = ("hydra._internal.core_plugins.", "hydra_plugins.")
 TRUSTED_HANDLERS = ("logging.StreamHandler", "logging.FileHandler", "logging.NullHandler", "rich.logging.RichHandler")
 NO_CODE = "refused. Configs choose by name from the registry; no path to code is followed."
+OPENING = (
+    yaml.FlowSequenceStartToken,
+    yaml.FlowMappingStartToken,
+    yaml.BlockSequenceStartToken,
+    yaml.BlockMappingStartToken,
+)
+CLOSING = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
 MAX_YAML_BYTES, MAX_YAML_ALIASES = 1_000_000, 50
 
 
@@ -90,9 +98,12 @@ def check_yaml_file(path: Path) -> None:
     if path.stat().st_size > MAX_YAML_BYTES:
         raise ConfigError(f"{path}: {path.stat().st_size:,} bytes of YAML; at most {MAX_YAML_BYTES:,} are read.")
     try:
-        aliases = 0
+        aliases = depth = 0
         for token in yaml.scan(path.read_text(encoding="utf-8")):
             aliases += isinstance(token, yaml.AliasToken)
+            depth += isinstance(token, OPENING) - isinstance(token, CLOSING)
+            if depth > MAX_DEPTH:
+                raise ConfigError(f"{path}: YAML nested more than {MAX_DEPTH} deep.")
             if isinstance(token, yaml.TagToken) and token.value[1].startswith("python/"):
                 raise ConfigError(f"{path}: the tag !!{token.value[1]} is refused.")
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -14,7 +14,7 @@ from vae_lab.config import fingerprint
 from vae_lab.interrupt import interrupts
 from vae_lab.planning import Cohort, Planned
 from vae_lab.pool import Worker
-from vae_lab.run_dir import LEDGER, RunDir, strict_json, write_atomic
+from vae_lab.run_dir import LEDGER, RunDir, storage_errors, strict_json, write_atomic
 from vae_lab.sweep_display import SweepDisplay
 
 POLL_S = 0.05
@@ -71,8 +71,9 @@ class Sweep:
                     while waiting and (free := self.free_worker(num_workers)) is not None:
                         cohort = waiting.pop(0)
                         for job in cohort:
-                            job.folder.mkdir(parents=True, exist_ok=True)
-                            prepare(job)
+                            with storage_errors(job.folder):
+                                job.folder.mkdir(parents=True, exist_ok=True)
+                                prepare(job)
                         free.give(cohort, threads)
                     time.sleep(POLL_S)
                     for worker in list(self.workers):

@@ -1,7 +1,9 @@
 """What a sweep shows: while it trains, runs done, running and failed, each cohort's epoch, time left; then a table of all runs."""
 
 import json
+import math
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,9 +12,9 @@ from rich.live import Live
 from rich.measure import Measurement
 from rich.progress_bar import ProgressBar
 from rich.table import Table
-from rich.text import Text
 
 from vae_lab.config import flatten
+from vae_lab.console import as_text, say
 from vae_lab.planning import Planned
 from vae_lab.pool import Worker
 from vae_lab.run_dir import RunDir
@@ -53,13 +55,13 @@ class SweepDisplay:
         counts = f"{states.count('completed')} of {len(states)} runs done, {running} running, {states.count('failed')} failed"
         if self.live is None:
             cohorts = "; ".join(_line(worker, note) for worker, note in busy)
-            self.console.print(f"{counts}, {left} left. {cohorts}", highlight=False, soft_wrap=True)
+            say(self.console, f"{counts}, {left} left. {cohorts}")
             return
         rows = Table.grid(padding=(0, 2))
-        rows.add_row(Text(counts), ProgressBar(total=1.0, completed=done, width=24), Text(f"{left} left"))
+        rows.add_row(as_text(counts), ProgressBar(total=1.0, completed=done, width=24), as_text(f"{left} left"))
         for worker, note in busy:
             fraction = note["step"] / note["steps"] if note else 0.0
-            rows.add_row(Text(f"  {_line(worker, note)}"), ProgressBar(total=1.0, completed=fraction, width=24), "")
+            rows.add_row(as_text(f"  {_line(worker, note)}"), ProgressBar(total=1.0, completed=fraction, width=24), "")
         self.live.update(Group(rows), refresh=True)
 
     def _share_done(self, busy: Sequence[tuple[Worker, dict[str, Any]]]) -> float:
@@ -88,26 +90,38 @@ def _duration(seconds: float) -> str:
 def print_closing(console: Console, jobs: Sequence[Planned]) -> None:
     """A table of all runs, best test loss first, then what failed, with its cause and log."""
     swept = swept_keys([job.cfg for job in jobs])
-    table = Table("run", *swept, "test loss", "epochs", "state")
+    table = Table()
+    for head in ("run", *swept, "test loss", "epochs", "state"):
+        table.add_column(as_text(head))
 
     def order(pair: tuple[Planned, dict[str, Any]]) -> tuple[bool, float]:
-        loss = pair[1].get("test", {}).get("loss")
-        return pair[0].state != "completed", float("inf") if loss is None else loss
+        return pair[0].state != "completed", _test_loss(pair[1])
 
     for job, results in sorted(((job, job.results() or {}) for job in jobs), key=order):
-        loss = results.get("test", {}).get("loss")
+        loss = _test_loss(results)
         flat = flatten(job.cfg)
-        values = [Text("" if flat.get(key) is None else str(flat[key])) for key in swept]
-        numbers = "" if loss is None else f"{loss:.3f}", str(results.get("epochs", ""))
-        table.add_row(Text(job.folder.name), *values, *numbers, job.state.replace("_", " "))
+        values = [as_text("" if flat.get(key) is None else flat[key]) for key in swept]
+        numbers = "" if loss == math.inf else f"{loss:.3f}", as_text(results.get("epochs", ""))
+        table.add_row(as_text(job.folder.name), *values, *numbers, job.state.replace("_", " "))
     if not console.is_terminal:  # whatever reads this has no width
         wide = console.options.update(max_width=10_000)
         console = Console(file=console.file, width=Measurement.get(console, wide, table).maximum)
     console.print(table)
+    skipped: Counter[str] = Counter()
+    for job in jobs:
+        notes = (job.results() or {}).get("skipped")
+        notes = notes if isinstance(notes, dict) else {}
+        skipped.update(f"{name}: {why}" for name, why in notes.items())
+    for note, count in skipped.items():
+        say(console, f"left out of {count} of {len(jobs)} runs: {note}", "yellow")
     for job in jobs:
         if job.cause is not None and job.state == "failed":
-            text = f"failed: {job.folder.name}: {job.cause}  ({RunDir(job.folder).log})"
-            console.print(text, highlight=False, soft_wrap=True, markup=False)
+            say(console, f"failed: {job.folder.name}: {job.cause}  ({RunDir(job.folder).log})")
+
+
+def _test_loss(results: dict[str, Any]) -> float:
+    loss = results.get("test", {}).get("loss")
+    return loss if isinstance(loss, int | float) else math.inf
 
 
 def swept_keys(cfgs: Sequence[dict[str, Any]]) -> list[str]:

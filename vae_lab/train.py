@@ -12,6 +12,7 @@ from rich.console import Console
 
 from vae_lab import registry
 from vae_lab.config import Device, TrainerConfig, complete, fingerprint, typed
+from vae_lab.console import say
 from vae_lab.data import load
 from vae_lab.engine import Metrics, Run, fit
 from vae_lab.errors import NonFiniteError
@@ -71,15 +72,19 @@ def train_cohort(
             with outcome_of(job, outcomes):
                 restore(job, together)
                 job.run_dir.begin(job.cfg, job.run.epoch)
-                job.tracker = registry.build("tracking", job.cfg["tracking"], facts=facts_of(job))
+                if lost := job.run_dir.lost_epochs(job.run.epoch):
+                    log.warning("%s", lost, extra=job.tag)
+                with job.skipped.costs_itself("tracking"):
+                    facts = facts_of(job)
+                    job.tracker = registry.build("tracking", job.cfg["tracking"], facts=facts)
         ready = [job for job in jobs if id(job) not in outcomes]
         counts = f"{len(splits.train):,} training, {len(splits.val or ()):,} validation, {len(splits.test):,} test images"
         for job in ready:
             if obstacles := incomparable(job.run.system):
                 what = ", ".join(obstacles[:3])
                 log.info("%s cannot be compared: this run is never stacked with others", what, extra=job.tag)
-            console.print(title(job.results()), highlight=False, soft_wrap=True)
-        console.print(f"{counts}, {device}", highlight=False)
+            say(console, title(job.results()))
+        say(console, f"{counts}, {device}")
         steps = steps_per_epoch(len(splits.train), trainer.batch_size)
         for _, group in groupby(sorted(ready, key=lambda job: job.run.step), key=lambda job: job.run.step):
             members = list(group)
@@ -141,7 +146,8 @@ class Recorder:
         with self.costs_itself(job):
             job.run_dir.append_metrics(row)
             if job.tracker is not None:
-                job.tracker.log(row)
+                with job.skipped.costs_itself("tracking"):
+                    job.tracker.log(row)
         if len(self.jobs) == 1:
             self.progress.on_epoch(run.epoch, run.step, metrics)
         line = epoch_line(run.epoch, self.trainer.epochs, metrics, self.progress.images_per_s(run.step))
@@ -166,15 +172,20 @@ class Recorder:
 
 
 class ConsoleHandler(logging.Handler):
-    """Shows warnings on the console too, beside run.log."""
+    """Shows warnings on the console too, beside run.log; those of several runs with the same `once`, once."""
 
     def __init__(self, console: Console):
         super().__init__(logging.WARNING)
         self.console = console
+        self.said: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno == logging.WARNING:  # errors end the process with their own message
-            self.console.print(record.getMessage(), style="yellow", highlight=False, soft_wrap=True)
+        message = record.getMessage()
+        once = getattr(record, "once", message)
+        # Errors end the process with their own message.
+        if record.levelno == logging.WARNING and once not in self.said:
+            self.said.add(once)
+            say(self.console, message, "yellow")
 
 
 @contextlib.contextmanager

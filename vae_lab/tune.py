@@ -4,8 +4,9 @@ All that a search knows lies in its folder: optuna.db beside the run directories
 are trained first when it goes on, and the sampler depends on the number of trials alone, so that it asks for the same ones.
 """
 
+import contextlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import product
@@ -16,8 +17,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from rich.console import Console
 
 from vae_lab.config import bounded, typed
-from vae_lab.errors import ConfigError
-from vae_lab.run_dir import FINISHED, write_atomic
+from vae_lab.console import say
+from vae_lab.errors import ConfigError, DataError, StorageError
+from vae_lab.run_dir import FINISHED, free_space, storage_errors, write_atomic
+from vae_lab.text import complain, first_line
 
 if TYPE_CHECKING:
     import optuna
@@ -130,7 +133,14 @@ def tune(launch: Launch, folder: Path, arguments: Sequence[str], options: Search
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = _open(folder, options)
+    with database_errors(folder / DATABASE):
+        return _tune(launch, folder, arguments, options, _open(folder, options))
+
+
+def _tune(launch: Launch, folder: Path, arguments: Sequence[str], options: SearchOptions, study: "optuna.Study") -> dict[str, Any]:
+    """`tune` with its study open."""
+    import optuna
+
     space = options.distributions()
     parsed = OverridesParser.create().parse_overrides(list(arguments))
     common = [list(_values(one)) for one in parsed]
@@ -155,8 +165,34 @@ def tune(launch: Launch, folder: Path, arguments: Sequence[str], options: Search
         for trial, value in zip(asked, train([(trial.number, trial.params) for trial in asked]), strict=True):
             _tell(study, trial.number, value)
         if study.trials and any(trial.state.name == "COMPLETE" for trial in study.trials):
-            console.print(f"{len(study.trials)} of {options.num_trials} trials; best {options.metric} {study.best_value:.4f}")
+            say(console, f"{len(study.trials)} of {options.num_trials} trials; best {options.metric} {study.best_value:.4f}")
     return _conclude(study, folder, common, options, console)
+
+
+@contextlib.contextmanager
+def database_errors(path: Path) -> Iterator[None]:
+    """Turn what Optuna, SQLAlchemy and SQLite raise about a search's database into one message.
+
+    Raises:
+        StorageError: it cannot be written.
+        DataError: it is damaged.
+    """
+    from optuna.exceptions import OptunaError, StorageInternalError
+    from sqlalchemy.exc import OperationalError, SQLAlchemyError
+
+    try:
+        yield
+    except (SQLAlchemyError, OptunaError) as error:
+        reason: BaseException = error
+        while isinstance(reason, StorageInternalError | SQLAlchemyError) and reason.__cause__ is not None:
+            reason = reason.__cause__
+        outer = error.__cause__ if isinstance(error, StorageInternalError) else error
+        if isinstance(outer, OperationalError):
+            said = f"Cannot write {path}: {first_line(reason)} ({free_space(path)})."
+            raise StorageError(said) from error
+        raise DataError(
+            f"{path}: damaged ({first_line(reason)}). Move it away, and the search begins anew; finished runs are kept."
+        ) from error
 
 
 def metric(results: dict[str, Any] | None, name: str) -> float | None:
@@ -213,9 +249,15 @@ def _conclude(
 ) -> dict[str, Any]:
     """Plots, best.json, and the command that trains the best trial."""
     if all(trial.state.name != "COMPLETE" for trial in study.trials):
-        console.print("No trial completed.")
+        say(console, "No trial completed.")
         return {}
-    _plot(study, folder, options)
+    try:
+        with storage_errors(folder):
+            _plot(study, folder, options)
+    except Exception as error:  # a plot costs itself
+        if isinstance(error, StorageError):
+            raise
+        complain(f"warning: a plot of the search is left out: {first_line(error)}")
     best = study.best_trial
     fixed = [f"{values[0].partition('=')[0]}={','.join(value.partition('=')[2] for value in values)}" for values in common]
     words = [override(key, value) for key, value in best.params.items()]
@@ -223,9 +265,7 @@ def _conclude(
     command = " ".join(["python run.py", *several, *(f"'{word}'" if "[" in word else word for word in [*fixed, *words])])
     content = {"trial": best.number, options.metric: best.value, "params": best.params, "command": command}
     write_atomic(folder / BEST, json.dumps(content, indent=2) + "\n")
-    console.print(
-        f"best trial {best.number}: {options.metric} {best.value:.4f} with {', '.join(words)}", highlight=False, soft_wrap=True
-    )
+    say(console, f"best trial {best.number}: {options.metric} {best.value:.4f} with {', '.join(words)}")
     return dict(best.params)
 
 

@@ -1,5 +1,6 @@
 """A worker process of a sweep: python -m vae_lab.worker trains the cohorts whose files are named on its stdin."""
 
+import contextlib
 import importlib
 import json
 import logging
@@ -19,6 +20,7 @@ from vae_lab import lock
 from vae_lab.interrupt import interrupts
 from vae_lab.progress import Metrics, Throughput
 from vae_lab.run_dir import RunDir
+from vae_lab.text import survive_lost_output
 
 IMPORTED_EARLY = ("vae_lab.train", "vae_lab.evaluate", "vae_lab.figures", "matplotlib.backends.backend_agg", "wandb")
 
@@ -58,8 +60,10 @@ class Note:
         self.noted = time.perf_counter()
         known = {"phase": phase, "step": step, "steps": self.steps * self.epochs, "images_per_s": self.images_per_s(step)}
         temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(known | {"epoch": step // self.steps, "epochs": self.epochs}), encoding="utf-8")
-        os.replace(temporary, self.path)
+        with contextlib.suppress(OSError):  # no room for a note; the file's time still says that the worker lives
+            self.path.touch()
+            temporary.write_text(json.dumps(known | {"epoch": step // self.steps, "epochs": self.epochs}), encoding="utf-8")
+            os.replace(temporary, self.path)
 
     def on_epoch(self, epoch: int, step: int, metrics: Metrics) -> None:
         pass
@@ -117,6 +121,7 @@ def work(order: dict[str, Any]) -> None:
 
 def main() -> None:
     """Import, then train what is asked for, until there is no more."""
+    survive_lost_output()
     interrupts.install()
     orders = Orders()
     for module in IMPORTED_EARLY:

@@ -34,7 +34,9 @@ def say(line: str) -> None:
     """A line of a command's answer."""
     from rich.console import Console
 
-    Console().print(line, highlight=False, soft_wrap=True, markup=False)
+    from vae_lab import console
+
+    console.say(Console(), line)
 
 
 def say_written(paths: list[Path]) -> int:

@@ -23,6 +23,8 @@ class RunFacts:
 class Tracker(ABC):
     """Reports one run."""
 
+    problem: str | None = None  # why its copy of the run is not whole
+
     @abstractmethod
     def log(self, metrics: dict[str, Any]) -> None:
         """One epoch's row of metrics.jsonl."""

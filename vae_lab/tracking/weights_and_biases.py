@@ -53,7 +53,7 @@ class WandbTracker(Tracker):
     def __init__(self, config: Config, facts: RunFacts):
         self.facts, self.config = facts, config
         self.run: Any = None
-        self.warned = False
+        self.id = ""
         self.calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self.thread = threading.Thread(target=self._work, name="wandb tracker", daemon=True)
         self.thread.start()
@@ -140,7 +140,8 @@ class WandbTracker(Tracker):
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(secrets.token_hex(4), encoding="utf-8")
-        return path.read_text(encoding="utf-8").strip()
+        self.id = path.read_text(encoding="utf-8").strip()
+        return self.id
 
     def _finish(self, results: dict[str, Any], figures: Sequence[Path]) -> None:
         import wandb
@@ -152,11 +153,17 @@ class WandbTracker(Tracker):
         self.run.finish(exit_code=1 if results["status"] == "failed" else 0)
 
     def _warn(self, what: str) -> None:
-        if not self.warned:
-            self.warned = True
+        if self.problem is None:
+            # Without its id, so that the runs of a sweep say the same
+            self.problem = f"W&B: {what.replace(self.id, 'ID') if self.id else what}"
             interrupts.before_leaving.append(_end_service)  # its client would wait at this process's end
             folder = self.facts.run_dir.path / "wandb"
-            log.warning("W&B: %s. The run and its files are not affected. To upload later: wandb sync %s/*run-*", what, folder)
+            log.warning(
+                "%s. The run and its files are not affected. To upload later: wandb sync %s/*run-*",
+                self.problem,
+                folder,
+                extra={"folder": str(self.facts.run_dir.path), "once": self.problem},
+            )
 
 
 def _first_line(error: Exception) -> str:
