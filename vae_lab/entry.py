@@ -10,12 +10,14 @@ import json
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -25,10 +27,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from vae_lab import security
+from vae_lab import foreign, places, security
+from vae_lab.composer import Composer
 from vae_lab.config import REGISTERED_GROUPS, RunConfig, flatten, to_plain, typed
 from vae_lab.errors import ConfigError, Interrupted, VaeLabError, did_you_mean
 from vae_lab.interrupt import interrupts
@@ -66,17 +69,28 @@ def prepare(argv: Sequence[str]) -> list[str]:
     with one_message():
         interrupts.install()
         args = get_args_parser().parse_args(list(argv))
+        for flag in ("config_path", "config_name", "experimental_rerun"):
+            if getattr(args, flag) is not None:
+                raise ConfigError(f"--{flag.replace('_', '-')}: refused. YAML of your own goes into a folder: --config-dir DIR.")
         flags = [word for word in argv if word not in args.overrides]
-        folders = search_path(args.config_dir)
+        own, found = config_folders(args.config_dir, args.overrides)
+        folders = search_path([*own, *found])
         if args.help or args.hydra_help or args.info or args.shell_completion:
             return [*argv, *folders]
         if args.cfg and args.multirun:
             raise ConfigError("--cfg shows one run's config: leave out -m and swept values.")
-        overrides, folder = read_resume(args.overrides)
+        said = [line for line in args.overrides if not is_search_path(line)]
+        overrides, folder = read_resume(said, folders, args.multirun)
         cfg, hydra = compose_checked([*overrides, *folders], sweep=args.multirun)
+        is_sweep = args.multirun or hydra.mode == RunMode.MULTIRUN
+        if folder is not None and is_sweep:
+            raise ConfigError("resume goes on in one run's folder. A sweep goes on by its own command and hydra.sweep.dir.")
+        if found:
+            silent = [line for line in overrides if not re.match(r"\W*hydra\.(launcher|job|run|sweep)\.", line)]
+            security.check_found(compose_checked([*silent, *folders], sweep=args.multirun)[1])
         if args.cfg:
             return [*flags, *overrides, *folders]
-        if args.multirun or hydra.mode == RunMode.MULTIRUN:
+        if is_sweep:
             overrides = _prepare_sweep(overrides, folders, hydra)
         else:
             plain = to_plain(cfg)
@@ -95,9 +109,6 @@ def _prepare_sweep(overrides: list[str], folders: list[str], hydra: DictConfig) 
     """Check what a sweep adds to a command, and make its folder; returns the overrides ready for Hydra."""
     from vae_lab.planning import SweepOptions
 
-    subdir = str(OmegaConf.to_container(hydra.sweep)["subdir"])  # type: ignore[index,call-overload]
-    if ".." in Path(subdir).parts or Path(subdir).is_absolute():
-        raise ConfigError(f"hydra.sweep.subdir={subdir}: must stay inside the sweep's folder.")
     if hydra.runtime.choices["hydra/launcher"] == "cohort":
         SweepOptions.of(hydra.launcher)
         if hydra.runtime.choices["hydra/sweeper"] == "basic":
@@ -107,9 +118,14 @@ def _prepare_sweep(overrides: list[str], folders: list[str], hydra: DictConfig) 
 
         cfg, _ = compose_checked([*overrides, *folders, *SearchOptions.of(hydra.sweeper).examples()], sweep=True)
         check(to_plain(cfg))
-    folder = Path(hydra.sweep.dir).absolute()
+    folder = security.sweep_folder(hydra)
+    places.check_sweep_folder(folder)
+    if hydra.runtime.choices["hydra/launcher"] != "cohort" and hydra.runtime.choices["hydra/sweeper"] == "basic":
+        check_jobs([*overrides, *folders], hydra, folder)
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
+    if "submitit_folder" in hydra.launcher and not any(line.startswith("hydra.launcher.submitit_folder=") for line in overrides):
+        overrides = [*overrides, f"hydra.launcher.submitit_folder={quote(str(new_folder(folder / '.submitit') / '%j'))}"]
     _sweep_folder.append(folder)
     overrides = [line for line in overrides if not line.startswith("hydra.sweep.dir=")]
     return [*overrides, f"hydra.sweep.dir={quote(str(folder))}"]
@@ -120,14 +136,26 @@ def quote(text: str) -> str:
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'").replace("${", "\\${") + "'"
 
 
-def search_path(config_dir: str | None) -> list[str]:
-    """The override that lets Hydra find YAML below `--config-dir` and below `conf/` of every folder in VAE_LAB_PLUGINS."""
+def config_folders(config_dir: str | None, overrides: Sequence[str]) -> tuple[list[Path], list[Path]]:
+    """Folders of YAML, checked: those below VAE_LAB_PLUGINS, whose code is trusted; those of `--config-dir` and searchpath."""
     if config_dir is not None and not Path(config_dir).is_dir():
         raise ConfigError(f"--config-dir {config_dir}: no such folder.")
-    folders = [Path(folder) / "conf" for folder in os.environ.get("VAE_LAB_PLUGINS", "").split(os.pathsep) if folder]
-    folders += [Path(config_dir)] if config_dir else []
-    for folder in folders:
-        security.check_yaml_folder(folder)
+    own = [Path(folder) / "conf" for folder in os.environ.get("VAE_LAB_PLUGINS", "").split(os.pathsep) if folder]
+    found = [Path(config_dir)] if config_dir else []
+    for folder in [*own, *found]:
+        foreign.check_yaml_folder(folder)
+    for line in filter(is_search_path, overrides):
+        found += security.searched(parse([line])[0])
+    return own, found
+
+
+def is_search_path(line: str) -> bool:
+    """Whether an override says where to search for YAML; Hydra would take the first of several."""
+    return re.match(r"[+~]*hydra\.searchpath\b", line) is not None
+
+
+def search_path(folders: Sequence[Path]) -> list[str]:
+    """The override that lets Hydra find YAML in these folders."""
     quoted = ", ".join(json.dumps(f"file://{folder.absolute()}") for folder in folders)
     return [f"hydra.searchpath=[{quoted}]"] if folders else []
 
@@ -252,11 +280,8 @@ def compose_checked(overrides: Sequence[str], sweep: bool = False) -> tuple[Dict
     Raises:
         ConfigError: names the override that is wrong, and what was probably meant.
     """
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-    except HydraException as error:
-        raise ConfigError(f"Cannot read the command line: {_first_lines(error)}") from error
-    security.check_override_keys(override.key_or_group for override in parsed)
+    parsed = parse(overrides)
+    security.check_overrides(parsed)
     if sweep:
         parsed = [_first_of_sweep(override) for override in parsed]
     elif swept := [override.input_line for override in parsed if override.is_sweep_override()]:
@@ -266,15 +291,61 @@ def compose_checked(overrides: Sequence[str], sweep: bool = False) -> tuple[Dict
         try:
             cfg = compose("config", overrides=lines, return_hydra_config=True)
             security.check_config(cfg)
+            with open_dict(cfg.hydra.job):
+                cfg.hydra.job.id = cfg.hydra.job.num = 0
+            security.check_job(cfg, security.sweep_folder(cfg.hydra) if sweep else None)
             app = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
             OmegaConf.resolve(app)
             return app, cfg.hydra
         except yaml.YAMLError as error:
             raise ConfigError(f"A YAML file cannot be read: {str(error).splitlines()[0]}") from error
         except (HydraException, OmegaConfBaseException) as error:
+            if (refused := re.match(r"ConfigError raised while resolving interpolation: (.*)", str(error))) is not None:
+                raise ConfigError(f"{getattr(error, 'full_key', None) or 'A value'}: {refused[1]}") from error
             with contextlib.suppress(HydraException, OmegaConfBaseException):
                 _explain(parsed)
             raise ConfigError(_first_lines(error)) from error
+
+
+def parse(overrides: Sequence[str]) -> list[Override]:
+    """Overrides as Hydra reads them.
+
+    Raises:
+        ConfigError: one cannot be read.
+    """
+    try:
+        return OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise ConfigError(f"Cannot read the command line: {_first_lines(error)}") from error
+
+
+def check_jobs(overrides: Sequence[str], hydra: DictConfig, folder: Path) -> None:
+    """Check all jobs of a sweep whose launcher writes their folders itself, before any is there.
+
+    Raises:
+        ConfigError: names the job and the key.
+    """
+    given = OmegaConf.to_container(hydra.sweeper, resolve=True)["params"] or {}  # type: ignore[index,call-overload]
+    parsed = parse([*(f"{key}={value}" for key, value in given.items()), *overrides])
+    security.check_overrides(parsed)
+    with initialize_config_dir(str(CONF), version_base="1.3", job_name="run"):
+        loader = GlobalHydra.instance().config_loader()
+        fixed = [override.input_line or "" for override in parsed if not override.is_sweep_override()]
+        composer = Composer(loader, loader.load_configuration("config", fixed, RunMode.MULTIRUN))  # type: ignore[arg-type]
+        (jobs,) = BasicSweeper.split_arguments(parsed, None)
+        for number, job in enumerate(jobs):
+            with composing(f"job {number} ({' '.join(job)})"):
+                composed = composer.job(job)
+                with open_dict(composed.hydra.job):
+                    composed.hydra.job.id = composed.hydra.job.num = number
+                security.check_job(composed, folder)
+
+
+def new_folder(parent: Path) -> Path:
+    """A folder below `parent` that was not there before, so that nobody has put anything into it."""
+    with storage_errors(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix="jobs-", dir=parent))
 
 
 def _first_of_sweep(override: Override) -> Override:

@@ -92,9 +92,10 @@ class Process(Worker):
 
     def __init__(self) -> None:
         super().__init__()
+        self.private = tempfile.TemporaryDirectory(prefix="vae_lab-work-")  # nobody else can change what is asked for
         # Appending, so that reading it here does not move the place where the process writes.
         self.log = tempfile.TemporaryFile("a+b")  # noqa: SIM115
-        command = [sys.executable, "-m", "vae_lab.worker"]
+        command = [sys.executable, "-P", "-m", "vae_lab.worker"]  # -P: nothing is imported from the working directory
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         environment = KEPT_MEMORY | os.environ | SINGLE_THREADED | {"PYTHONPATH": path}
         self.process = subprocess.Popen(
@@ -103,7 +104,7 @@ class Process(Worker):
 
     @property
     def work(self) -> Path:
-        return Path(tempfile.gettempdir()) / f"vae_lab-work-{os.getpid()}-{self.process.pid}.json"
+        return Path(self.private.name) / "order.json"
 
     def give(self, cohort: Cohort, threads: int) -> None:
         self.write_order(cohort, threads)
@@ -137,5 +138,4 @@ class Process(Worker):
                 self.process.stdin.close()
         self.process.wait()
         self.log.close()
-        for path in (self.work, self.note):
-            path.unlink(missing_ok=True)
+        self.private.cleanup()

@@ -1,5 +1,6 @@
 """Going on in a run directory: what it holds, whether this command may go on there, and from where."""
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,29 +9,39 @@ from typing import Any
 import yaml
 from filelock import FileLock
 
-from vae_lab import lock, security
+from vae_lab import foreign, lock, places
 from vae_lab.config import flatten, identity
 from vae_lab.errors import CheckpointError, ConfigError
 from vae_lab.run_dir import FINISHED, RunDir, storage_errors
 
 
-def read_resume(overrides: Sequence[str]) -> tuple[list[str], Path | None]:
-    """Replace `resume=DIR` by the overrides that started the run in DIR; later ones on the command line stay.
+def read_resume(overrides: Sequence[str], folders: Sequence[str], sweep: bool) -> tuple[list[str], Path | None]:
+    """Replace `resume=DIR` by overrides that give the config of the run in DIR; later ones on the command line stay.
+
+    Nothing else in DIR says how to train: its config.yaml, checked, is all that is read.
+
+    Args:
+        overrides: of the command line.
+        folders: the override that lets Hydra find further YAML.
+        sweep: whether several runs are asked for.
 
     Raises:
-        ConfigError: DIR holds no run.
+        ConfigError: DIR holds no run, or its config is none.
     """
-    wanted = [line.partition("=")[2].strip("'\"") for line in overrides if line.startswith("resume=")]
+    wanted = [line.partition("=")[2].strip("'\"") for line in overrides if re.match(r"\+*resume=", line)]
     if not wanted or wanted[-1] in ("null", ""):
         return list(overrides), None
+    if sweep:
+        raise ConfigError("resume goes on in one run's folder. A sweep goes on by its own command and hydra.sweep.dir.")
+    from vae_lab.reading import read_config
+    from vae_lab.rebuild import overrides_of
+
     folder = Path(wanted[-1])
-    recorded = folder / ".hydra" / "overrides.yaml"
-    if not RunDir(folder).config.is_file() or not recorded.is_file():
+    if not RunDir(folder).config.is_file():
         raise ConfigError(f"resume={folder}: no run lies there (no config.yaml). Runs are below outputs/runs.")
-    security.check_yaml_file(recorded)
-    before = [str(line) for line in yaml.safe_load(recorded.read_text(encoding="utf-8"))]
-    more = [line for line in overrides if not line.startswith("resume=")]
-    return [line for line in before if not line.startswith(("resume=", "resume_allow="))] + more, folder
+    places.check_run_folder(folder)
+    more = [line for line in overrides if not re.match(r"\+*resume=", line)]
+    return overrides_of(read_config(RunDir(folder)), more, folders), folder
 
 
 def reserve(folder: Path, plain: dict[str, Any], explicit: bool) -> tuple[Path, FileLock | None, dict[str, Any] | None]:
@@ -46,8 +57,7 @@ def reserve(folder: Path, plain: dict[str, Any], explicit: bool) -> tuple[Path, 
         LockedError: another process works there.
         StorageError: the folder cannot be made.
     """
-    if folder.is_symlink():
-        raise ConfigError(f"hydra.run.dir={folder}: a symbolic link; name the folder itself.")
+    places.check_run_folder(folder)
     if not explicit:
         folder = _make_new(folder)
     run_dir = RunDir(folder)
@@ -84,7 +94,7 @@ def check_same(run_dir: RunDir, plain: dict[str, Any]) -> dict[str, list[Any]]:
     Raises:
         ConfigError: lists the other keys that differ, with both values.
     """
-    security.check_yaml_file(run_dir.config)
+    foreign.check_yaml_file(run_dir.config)
     try:
         stored = run_dir.read_config()
         old, new = identity(stored), identity(plain)

@@ -10,11 +10,12 @@ from typing import Any
 
 import yaml
 
-from vae_lab.errors import StorageError
+from vae_lab import foreign
+from vae_lab.errors import ConfigError, StorageError
+from vae_lab.foreign import read_regular
 
 LEDGER = "sweep.json"  # of a sweep's folder
 FINISHED = ("completed", "stopped_early")  # the status of a run with nothing left to do
-_SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster where libyaml is there
 
 
 class RunDir:
@@ -38,7 +39,12 @@ class RunDir:
         write_atomic(self.config, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
 
     def read_config(self) -> dict[str, Any]:
-        return yaml.load(self.config.read_text(encoding="utf-8"), Loader=_SafeLoader)
+        """What `write_config` wrote; a `yaml.YAMLError` for what it cannot have written."""
+        try:
+            foreign.check_yaml_file(self.config)
+        except ConfigError as error:
+            raise yaml.YAMLError(str(error)) from error
+        return yaml.load(self.config.read_text(encoding="utf-8"), Loader=foreign.Loader)
 
     def begin(self, plain: dict[str, Any], epochs: int) -> None:
         """Make the folder ready for training that goes on after `epochs`: config written, later rows and results gone."""
@@ -59,7 +65,7 @@ class RunDir:
         if not self.metrics.exists():
             return []
         rows = []
-        for line in self.metrics.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
+        for line in read_regular(self.metrics).decode("utf-8", errors="replace").split("\n")[:-1]:
             try:
                 rows.append(json.loads(line))
             except ValueError:
@@ -71,7 +77,7 @@ class RunDir:
         write_atomic(self.results, strict_json(results, indent=2) + "\n")
 
     def read_results(self) -> dict[str, Any] | None:
-        return json.loads(self.results.read_text(encoding="utf-8")) if self.results.exists() else None
+        return json.loads(read_regular(self.results)) if self.results.exists() else None
 
     def is_run(self) -> bool:
         """Whether a run was ever here."""
@@ -81,12 +87,12 @@ class RunDir:
         """Lines begun in metrics.jsonl; more than `read_metrics` returns if some are torn or damaged."""
         if not self.metrics.exists():
             return 0
-        return sum(bool(line.strip()) for line in self.metrics.read_bytes().split(b"\n"))
+        return sum(bool(line.strip()) for line in read_regular(self.metrics).split(b"\n"))
 
     def read_cohort(self) -> list[str]:
         """Fingerprints of the runs that were trained together with this one, itself included; empty if unknown."""
         try:
-            cohort = json.loads(self.manifest.read_text(encoding="utf-8"))["cohort"]
+            cohort = json.loads(read_regular(self.manifest))["cohort"]
         except (OSError, ValueError, LookupError, TypeError):
             return []
         return cohort if isinstance(cohort, list) else []
@@ -116,7 +122,8 @@ def write_atomic(path: Path, text: str) -> None:
     with storage_errors(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("w", encoding="utf-8") as file:
+            temporary.unlink(missing_ok=True)
+            with temporary.open("x", encoding="utf-8") as file:  # never through a link that somebody left there
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
