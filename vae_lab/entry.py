@@ -27,7 +27,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vae_lab import foreign, places, security
@@ -126,6 +126,10 @@ def _prepare_sweep(overrides: list[str], folders: list[str], hydra: DictConfig) 
         folder.mkdir(parents=True, exist_ok=True)
     if "submitit_folder" in hydra.launcher and not any(line.startswith("hydra.launcher.submitit_folder=") for line in overrides):
         overrides = [*overrides, f"hydra.launcher.submitit_folder={quote(str(new_folder(folder / '.submitit') / '%j'))}"]
+    if hydra.runtime.choices["hydra/launcher"] != "cohort" or hydra.launcher.cluster is not None:
+        # Their jobs are programs of their own, which would import what lies in the working directory.
+        path = os.pathsep.join(filter(None, (str(CONF.parent), os.environ.get("PYTHONPATH"))))
+        os.environ |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": path}
     _sweep_folder.append(folder)
     overrides = [line for line in overrides if not line.startswith("hydra.sweep.dir=")]
     return [*overrides, f"hydra.sweep.dir={quote(str(folder))}"]
@@ -291,11 +295,10 @@ def compose_checked(overrides: Sequence[str], sweep: bool = False) -> tuple[Dict
         try:
             cfg = compose("config", overrides=lines, return_hydra_config=True)
             security.check_config(cfg)
-            with open_dict(cfg.hydra.job):
-                cfg.hydra.job.id = cfg.hydra.job.num = 0
-            security.check_job(cfg, security.sweep_folder(cfg.hydra) if sweep else None)
             app = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
             OmegaConf.resolve(app)
+            if not OmegaConf.missing_keys(app):  # else `check` says what is missing
+                security.check_job(cfg, security.sweep_folder(cfg.hydra) if sweep else None)
             return app, cfg.hydra
         except yaml.YAMLError as error:
             raise ConfigError(f"A YAML file cannot be read: {str(error).splitlines()[0]}") from error
@@ -332,13 +335,14 @@ def check_jobs(overrides: Sequence[str], hydra: DictConfig, folder: Path) -> Non
         loader = GlobalHydra.instance().config_loader()
         fixed = [override.input_line or "" for override in parsed if not override.is_sweep_override()]
         composer = Composer(loader, loader.load_configuration("config", fixed, RunMode.MULTIRUN))  # type: ignore[arg-type]
-        (jobs,) = BasicSweeper.split_arguments(parsed, None)
-        for number, job in enumerate(jobs):
-            with composing(f"job {number} ({' '.join(job)})"):
-                composed = composer.job(job)
-                with open_dict(composed.hydra.job):
-                    composed.hydra.job.id = composed.hydra.job.num = number
-                security.check_job(composed, folder)
+        check_composed(composer, BasicSweeper.split_arguments(parsed, None)[0], folder)
+
+
+def check_composed(composer: Composer, jobs: Sequence[Sequence[str]], folder: Path, first: int = 0) -> None:
+    """The same, for jobs given as overrides and numbered from `first`."""
+    for number, job in enumerate(jobs, first):
+        with composing(f"job {number} ({' '.join(job)})"):
+            security.check_job(composer.job(job), folder, number)
 
 
 def new_folder(parent: Path) -> Path:

@@ -40,8 +40,9 @@ def read_config(folder: RunDir) -> dict[str, Any]:
 def data_here(stored: dict[str, Any], here: dict[str, Any]) -> dict[str, Any]:
     """A stored `data` group as this machine uses it.
 
-    It is read where the run read it; what can be downloaded, only if that is a folder here. Nothing is written where only a run directory says so: the cache,
-    and what is downloaded, go where this machine's own config has them.
+    It is read where the run read it; what can be downloaded, only if that is a folder here. Nothing
+    is written where only a run directory says so: the cache, and what is downloaded, go where this
+    machine's own config has them.
 
     Args:
         stored: of a run directory.

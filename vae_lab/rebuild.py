@@ -28,7 +28,9 @@ def overrides_of(stored: dict[str, Any], more: Sequence[str], folders: Sequence[
     chosen = {override.key_or_group for override in parse(more) if not override.is_sweep_override()}
     others = [key for key in chosen if key not in GROUPS and not key.startswith("hydra")]
     if several := [key for key in others if any((folder / key).is_dir() for folder in _searched(folders))]:
-        raise ConfigError(f"{several[0]}=...: sets many keys at once, and resume goes on with the run's own. Say the keys to change.")
+        raise ConfigError(
+            f"{several[0]}=...: sets many keys at once, and resume goes on with the run's own. Say the keys to change."
+        )
     kept = {key: value for key, value in stored.items() if key not in OF_THE_COMMAND and not (key in GROUPS and key in chosen)}
     options = {group: _option(group, kept[group], folders) for group in GROUPS if group in kept}
     lines = [f"{group}={option}" for group, option in options.items() if option is not None]

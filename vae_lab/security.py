@@ -31,6 +31,8 @@ SWEEPERS = (
 TARGETS = {"hydra.launcher._target_": LAUNCHERS, "hydra.sweeper._target_": SWEEPERS}  # the only places where one may stand
 TRUSTED_HANDLERS = ("logging.StreamHandler", "logging.FileHandler", "logging.NullHandler", "rich.logging.RichHandler")
 STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
+OF_A_JOB = ("output_subdir", "job", "job_logging", "callbacks", "env")  # of hydra.*, what Hydra uses for every job
+OF_A_COMMAND = ("run", "sweep", "launcher", "sweeper", "hydra_logging")  # and what it uses once
 NO_CODE = "refused. Configs choose by name from the registry; no path to code is followed."
 # What submitit writes into a shell script as it stands; and of other texts, what can be no more than a word there.
 SHELL_KEYS = re.compile(r"(^|_)(setup|python|srun_args|additional_parameters)$")
@@ -104,12 +106,13 @@ def _check_logging(key: str, raw: Any) -> None:
         raise ConfigError(f"{key}={raw}: refused. Logs go to files, {' or '.join(STREAMS)}.")
 
 
-def check_job(cfg: DictConfig, root: Path | None = None) -> Path:
+def check_job(cfg: DictConfig, root: Path | None = None, number: int = 0) -> Path:
     """Refuse what a job's config is once resolved: code and secrets as above, and files outside of its folder.
 
     Args:
-        cfg: the job's whole config, with the node `hydra`, in which its number is known.
+        cfg: the job's whole config, with the node `hydra`; its number and folder are set in it.
         root: the sweep's folder; None for a run of its own.
+        number: in the sweep.
 
     Returns:
         The run directory.
@@ -117,6 +120,8 @@ def check_job(cfg: DictConfig, root: Path | None = None) -> Path:
     Raises:
         ConfigError: names the key.
     """
+    with read_write(cfg.hydra), open_dict(cfg.hydra.job):
+        cfg.hydra.job.id = cfg.hydra.job.num = number
     HydraConfig.instance().set_config(cfg)
     if root is None:
         folder = Path(_named("hydra.run.dir", cfg.hydra.run))
@@ -125,13 +130,19 @@ def check_job(cfg: DictConfig, root: Path | None = None) -> Path:
         places.check_inside("hydra.sweep.subdir", str(cfg.hydra.sweep.subdir), root, "the sweep's folder")
     with read_write(cfg.hydra.runtime), open_dict(cfg.hydra.runtime):
         cfg.hydra.runtime.output_dir = str(folder.absolute())
-    HydraConfig.instance().set_config(cfg)
-    plain = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
-    assert isinstance(plain, dict)
-    check_config(plain)  # type: ignore[arg-type]
-    for key, file in places.outputs(plain["hydra"]):
+    nodes = OF_A_JOB if number else (*OF_A_JOB, *OF_A_COMMAND)
+    plain = {str(key): _resolved(cfg, str(key)) for key in cfg if key != "hydra"}
+    hydra = {node: _resolved(cfg.hydra, node) for node in nodes}
+    said = OmegaConf.to_container(cfg.hydra.overrides, resolve=False)  # as text: an interpolation may have no meaning there
+    check_config(plain | {"hydra": hydra | {"overrides": said}})
+    for key, file in places.outputs(hydra):
         places.check_inside(key, file, folder, f"the run's folder, {folder}")
     return folder
+
+
+def _resolved(cfg: DictConfig, key: str) -> Any:
+    value = cfg[key]
+    return OmegaConf.to_container(value, resolve=True, enum_to_str=True) if OmegaConf.is_config(value) else value
 
 
 def sweep_folder(hydra: DictConfig) -> Path:

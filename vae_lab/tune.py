@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from rich.console import Console
 
+from vae_lab import places
 from vae_lab.config import bounded, typed
 from vae_lab.errors import ConfigError
 from vae_lab.run_dir import FINISHED, write_atomic
@@ -144,6 +145,7 @@ def tune(launch: Launch, folder: Path, arguments: Sequence[str], options: Search
         return [_mean([metric(results, options.metric) for results in row]) for row in rows]
 
     earlier = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name in ("COMPLETE", "RUNNING")]
+    _check_found(earlier, space, folder)
     if earlier:
         values = train([(trial.number, trial.params) for trial in earlier])
         for frozen, value in zip(earlier, values, strict=True):
@@ -157,6 +159,13 @@ def tune(launch: Launch, folder: Path, arguments: Sequence[str], options: Search
         if study.trials and any(trial.state.name == "COMPLETE" for trial in study.trials):
             console.print(f"{len(study.trials)} of {options.num_trials} trials; best {options.metric} {study.best_value:.4f}")
     return _conclude(study, folder, common, options, console)
+
+
+def _check_found(trials: "Sequence[optuna.trial.FrozenTrial]", space: dict[str, Any], folder: Path) -> None:
+    """Raise `ConfigError` for trials that this search cannot have asked for: they would become overrides of a command line."""
+    for trial in trials:
+        if any(space.get(key) != distribution for key, distribution in trial.distributions.items()):
+            raise ConfigError(f"{folder / DATABASE}: trial {trial.number} is of another search. Choose another hydra.sweep.dir.")
 
 
 def metric(results: dict[str, Any] | None, name: str) -> float | None:
@@ -194,6 +203,7 @@ def _open(folder: Path, options: SearchOptions) -> "optuna.Study":
     """The study of a folder, new or as a killed search left it; refuses another search space or metric."""
     import optuna
 
+    places.check_plain(folder / f"{DATABASE}{suffix}" for suffix in ("", "-journal", "-wal", "-shm"))
     study = optuna.create_study(
         study_name="vae_lab",
         storage=f"sqlite:///{(folder / DATABASE).absolute()}",

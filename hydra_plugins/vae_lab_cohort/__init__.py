@@ -60,12 +60,9 @@ class CohortLauncher(Launcher):
 
 def _placed(full: DictConfig, number: int, root: Path) -> tuple[DictConfig, Path, DictConfig]:
     """A job's own config, its folder, and all with its number; checked, since every job may resolve to something else."""
-    from vae_lab.security import check_config, check_job
+    from vae_lab.security import check_job
 
-    with open_dict(full):
-        full.hydra.job.id = full.hydra.job.num = number
-    check_config(full)
-    folder = check_job(full, root)
+    folder = check_job(full, root, number)
     task = OmegaConf.masked_copy(full, [str(key) for key in full if key != "hydra"])
     return task, folder, full
 

@@ -65,7 +65,7 @@ def ask(question: str, seconds: float, **arguments: Any) -> dict[str, Any]:
         ServiceError: the server did not answer in time, or refused.
     """
     stdin = json.dumps({"question": question, "arguments": arguments})
-    ended = run_bounded([sys.executable, "-P", "-m", "vae_lab.compare.wandb_client"], seconds, stdin, silent=True)
+    ended = run_bounded([sys.executable, "-m", "vae_lab.compare.wandb_client"], seconds, stdin, silent=True)
     if ended is None:
         raise no_answer(seconds)
     try:

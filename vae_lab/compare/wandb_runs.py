@@ -80,7 +80,7 @@ def upload(runs: Sequence[TrackedRun], project: str, say: Callable[[str], None])
 def _sync(segments: Sequence[Path], project: str, num_runs: int, entities: Sequence[str]) -> None:
     """`wandb sync`, which ends with code 0 whatever happens: its success is told by the marks that it leaves or renews."""
     entity, _, name = project.partition("/")
-    command = [sys.executable, "-P", "-m", "wandb", "sync", "--entity", entity, "--project", name]
+    command = [sys.executable, "-m", "wandb", "sync", "--entity", entity, "--project", name]
     command += ["--include-online", "--include-synced"]  # what is to be sent was decided before
     limit = UPLOAD_S + UPLOAD_PER_RUN_S * num_runs
     before = [_marked(path) for path in segments]
