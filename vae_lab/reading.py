@@ -25,8 +25,6 @@ def read_config(folder: RunDir) -> dict[str, Any]:
     try:
         foreign.check_yaml_file(folder.config)
         cfg = folder.read_config()
-        if not isinstance(cfg, dict):
-            raise ConfigError(f"{folder.config}: not a run's config.")
         for key, value in flatten(cfg).items():
             if "${" in str(value):
                 raise ConfigError(f"{folder.config}: {key} holds '${{': a run's config is resolved.")

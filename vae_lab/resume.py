@@ -37,9 +37,9 @@ def read_resume(overrides: Sequence[str], folders: Sequence[str], sweep: bool) -
     from vae_lab.rebuild import overrides_of
 
     folder = Path(wanted[-1])
+    places.check_run_folder(folder)
     if not RunDir(folder).config.is_file():
         raise ConfigError(f"resume={folder}: no run lies there (no config.yaml). Runs are below outputs/runs.")
-    places.check_run_folder(folder)
     more = [line for line in overrides if not re.match(r"\+*resume=", line)]
     return overrides_of(read_config(RunDir(folder)), more, folders), folder
 

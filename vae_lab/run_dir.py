@@ -44,7 +44,10 @@ class RunDir:
             foreign.check_yaml_file(self.config)
         except ConfigError as error:
             raise yaml.YAMLError(str(error)) from error
-        return yaml.load(self.config.read_text(encoding="utf-8"), Loader=foreign.Loader)
+        cfg = yaml.load(self.config.read_text(encoding="utf-8"), Loader=foreign.Loader)
+        if not isinstance(cfg, dict):
+            raise yaml.YAMLError("not a run's config")
+        return cfg
 
     def begin(self, plain: dict[str, Any], epochs: int) -> None:
         """Make the folder ready for training that goes on after `epochs`: config written, later rows and results gone."""

@@ -34,15 +34,8 @@ UNITS = {
 NEEDED = (
     "beta", "beta_eff", "parameters", "epochs", "best_epoch", "time", "environment", "fingerprint", "data_digest",
 )  # fmt: skip
-HIDDEN = (
-    "data.root",
-    "data.cache",
-    "resume",
-    "resume_allow",
-    "tracking",
-    "device",
-    "evaluation",
-)  # of this machine, or of no meaning elsewhere
+# Of this machine, or of no meaning elsewhere
+HIDDEN = ("data.root", "data.cache", "resume", "resume_allow", "tracking", "device", "evaluation")
 
 
 def command(arguments: argparse.Namespace) -> int:
