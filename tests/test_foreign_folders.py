@@ -172,18 +172,9 @@ def test_c1_paths_that_a_run_directory_names_are_not_written_to(compose, run_dir
     assert (data["root"], data["download"]) == (str(tmp_path / "there"), False)
 
 
-LINKS = (
-    "config.yaml",
-    "metrics.jsonl",
-    "results.json",
-    "run.log",
-    ".hydra",
-    "figures",
-    "checkpoints",
-    "wandb",
-    ".lock",
-    "README.md",
-)
+LINKS = ("config.yaml", "metrics.jsonl", "results.json", "run.log", ".lock", "README.md")
+LINKS += (".hydra", "figures", "checkpoints", "wandb")
+BEST = "checkpoints/best"
 
 
 @pytest.mark.parametrize("name", LINKS)

@@ -275,9 +275,9 @@ def test_g3_a_secret_on_the_command_line_is_refused(monkeypatch: pytest.MonkeyPa
 )
 def test_c4_no_spelling_gets_a_secret_into_a_config(override: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_TOKEN", "canary-canary-canary")
-    with pytest.raises(ConfigError, match="secret|environment|password") as error:
-        compose_checked(override.split(" +") if " +" not in override else [override.split(" +")[0], "+" + override.split(" +")[1]])
-    assert "canary" not in str(error.value).replace("canary-canary-canary: refused", "")
+    with pytest.raises(ConfigError, match=r"secret|environment|password") as error:
+        compose_checked(override.replace(" +", "\n+").split("\n"))
+    assert "canary" not in str(error.value)
 
 
 def test_c4_secrets_in_a_job_of_a_sweep_are_written_nowhere(command, tmp_path: Path) -> None:
@@ -291,18 +291,8 @@ def test_c4_secrets_in_a_job_of_a_sweep_are_written_nowhere(command, tmp_path: P
 def test_c4_innocent_names_and_values_pass(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from vae_lab.secrecy import check_values, names_a_secret
 
-    for name in (
-        "num_tokens",
-        "key_dim",
-        "author",
-        "monkey",
-        "keyboard",
-        "passes",
-        "tokenizer",
-        "pad_token",
-        "authority",
-        "bypass",
-    ):
+    innocent = "num_tokens key_dim author monkey keyboard passes tokenizer pad_token authority bypass"
+    for name in innocent.split():
         check_values([(f"model.{name}", "text")])
     check_values([("model.api_key", None), ("model.token", ""), ("model.tokens", 5)])
     for variable in ("KEYBOARD", "AUTHOR", "TOKENIZERS_PARALLELISM", "MONKEY", "HOME"):

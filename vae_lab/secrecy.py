@@ -16,9 +16,9 @@ MIN_LENGTH = 8  # a shorter value stands in too many innocent texts to be looked
 WHOLE_WORDS = {"key", "keys", "auth", "pat", "pw", "pass"}  # of a variable's name
 LONG_WORDS = re.compile(r"token(?!i)|secret|passw|passphrase|credential|sshpass|(api|access|private|my)key", re.IGNORECASE)
 SECRET_KEY = re.compile(
-    r"(^|_)(api_?key|(access|private|secret|auth)_key|tokens?|secrets?|passwords?|passwd|passphrase|credentials?|auth)$"
+    r"(^|_)(api_?key|(access|private|secret|auth)_key|token|secrets?|passwords?|passwd|passphrase|credentials?|auth)$"
 )
-TEXT_TOKENS = re.compile(r"(pad|mask|cls|sep|bos|eos|unk|start|end|class|special)_tokens?$")  # of a vocabulary
+TEXT_TOKENS = re.compile(r"(pad|mask|cls|sep|bos|eos|unk|start|end|class|special)_token$")  # of a vocabulary
 URL_PASSWORD = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s:@]*:[^/\s@]+@", re.IGNORECASE)
 
 

@@ -43,6 +43,7 @@ def check_overrides(overrides: Iterable[Override]) -> None:
     """Refuse overrides that name code to run, or that reach into Hydra beyond where runs go and who launches them."""
     for override in overrides:
         check_override_key(override.key_or_group)
+        secrecy.check_text("A key", override.key_or_group)
         secrecy.check_text(override.key_or_group, override.input_line or "")
         if override.key_or_group == "hydra.searchpath":
             searched(override)
