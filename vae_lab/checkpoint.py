@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from vae_lab.blocks import State
 from vae_lab.errors import CheckpointError, StorageError
-from vae_lab.foreign import read_regular
+from vae_lab.foreign import check_regular, read_regular
 from vae_lab.run_dir import free_space
 
 MODEL, TRAINING, MANIFEST = "model.safetensors", "training.pt", "manifest.json"
@@ -85,13 +85,17 @@ def load(path: Path) -> Checkpoint:
         for part in (path, path / MANIFEST, path / MODEL, path / TRAINING):
             if part.is_symlink():
                 raise CheckpointError(f"{part}: a symbolic link is not followed.")
-        manifest = json.loads(read_regular(path / MANIFEST))
+        for file in (MANIFEST, MODEL, TRAINING):
+            check_regular(path / file)
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         files = manifest["files"]
         if manifest["format"] != FORMAT:
             raise CheckpointError(f"{path / MANIFEST}: format {manifest['format']}, this release reads {FORMAT}.")
+        if not isinstance(manifest["step"], int):
+            raise TypeError("the step is no whole number")
         contents = {}
         for file in (MODEL, TRAINING):
-            data = contents[file] = read_regular(path / file)
+            data = contents[file] = (path / file).read_bytes()
             if len(data) != files[file]["size"]:
                 raise CheckpointError(f"{path / file}: {len(data)} bytes, expected {files[file]['size']}: truncated.")
             if hashlib.sha256(data).hexdigest() != files[file]["sha256"]:
@@ -119,7 +123,7 @@ def manifests(folder: Path) -> list[dict[str, Any]]:
     for name in ("last", "previous"):
         with contextlib.suppress(OSError, ValueError):
             found.append(json.loads(read_regular(folder / name / MANIFEST)))
-    return [manifest for manifest in found if isinstance(manifest, dict)]
+    return [manifest for manifest in found if isinstance(manifest, dict) and isinstance(manifest.get("step"), int)]
 
 
 def load_newest(folder: Path, at: int | None = None) -> tuple[Checkpoint, list[str]]:

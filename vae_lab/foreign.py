@@ -13,10 +13,15 @@ MAX_YAML_BYTES, MAX_YAML_ALIASES, MAX_YAML_DEPTH, MAX_YAML_VALUES = 1_000_000, 5
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster where libyaml is there
 
 
-def read_regular(path: Path) -> bytes:
-    """The content of a file; an `OSError` for anything else: opening a pipe would wait for its writer."""
+def check_regular(path: Path) -> None:
+    """Raise an `OSError` for anything but a file: opening a pipe would wait for its writer."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "not a regular file", str(path))
+
+
+def read_regular(path: Path) -> bytes:
+    """The content of a file, and of nothing else."""
+    check_regular(path)
     return path.read_bytes()
 
 

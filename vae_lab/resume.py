@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 from filelock import FileLock
+from torch import Tensor
 
 from vae_lab import foreign, lock, places
 from vae_lab.config import flatten, identity
@@ -128,6 +129,31 @@ def check_state(path: Path, found: dict[str, Any], expected: dict[str, Any]) -> 
     ]
     if problems:
         raise CheckpointError(f"{path} belongs to another model: {'; '.join(problems[:10])}.")
+
+
+WRITTEN = {  # what a run keeps in training.pt, and in its manifest: anything else came from elsewhere
+    "training": {"epoch": int, "step": int, "sums": dict, "status": str, "optimizer": dict, "best": dict, "resumed": list},
+    "manifest": {"fingerprint": str, "data": str, "environment": dict, "cohort": list},
+}
+
+
+def check_written(path: Path, training: dict[str, Any], manifest: dict[str, Any], parameters: dict[str, Any]) -> None:
+    """Raise `CheckpointError` for a checkpoint that is sound, but is not what a run with these parameters wrote."""
+    for part, content in (("training", training), ("manifest", manifest)):
+        for key, kind in WRITTEN[part].items():
+            if not isinstance(content.get(key), kind):
+                raise CheckpointError(f"{path}: not what a run wrote: '{key}' of its {part} is no {kind.__name__}.")
+    complete = {"epoch", "loss", "state"} <= training["best"].keys() and isinstance(training.get("seconds"), int | float)
+    state = training["optimizer"]
+    tensors = {name: values.values() for name, values in state.items() if isinstance(values, dict)}
+    fits = tensors.keys() in (set(), parameters.keys()) and tensors.keys() == state.keys()
+    fits &= all(
+        isinstance(value, Tensor) and value.shape in ((), (1,), parameters[name].shape)
+        for name, values in (tensors.items() if fits else ())
+        for value in values
+    )
+    if not complete or not fits or min(training["epoch"], training["step"]) < 0:
+        raise CheckpointError(f"{path}: not what a run wrote: keys are missing, or of another model.")
 
 
 def describe_changes(changes: dict[str, list[Any]]) -> str:
