@@ -328,14 +328,15 @@ def check_jobs(overrides: Sequence[str], hydra: DictConfig, folder: Path) -> Non
     Raises:
         ConfigError: names the job and the key.
     """
-    given = OmegaConf.to_container(hydra.sweeper, resolve=True)["params"] or {}  # type: ignore[index,call-overload]
-    parsed = parse([*(f"{key}={value}" for key, value in given.items()), *overrides])
-    security.check_overrides(parsed)
+    given: dict[str, Any] = dict(hydra.sweeper.params or {})
+    said = parse([*overrides, f"hydra.sweep.dir={quote(str(folder))}"])
+    swept = [*parse([f"{key}={value}" for key, value in given.items()]), *(one for one in said if not one.is_hydra_override())]
+    security.check_overrides(swept)
     with initialize_config_dir(str(CONF), version_base="1.3", job_name="run"):
         loader = GlobalHydra.instance().config_loader()
-        fixed = [override.input_line or "" for override in parsed if not override.is_sweep_override()]
+        fixed = [override.input_line or "" for override in said if not override.is_sweep_override()]
         composer = Composer(loader, loader.load_configuration("config", fixed, RunMode.MULTIRUN))  # type: ignore[arg-type]
-        check_composed(composer, BasicSweeper.split_arguments(parsed, None)[0], folder)
+        check_composed(composer, BasicSweeper.split_arguments(swept, None)[0], folder)
 
 
 def check_composed(composer: Composer, jobs: Sequence[Sequence[str]], folder: Path, first: int = 0) -> None:

@@ -10,10 +10,8 @@ from typing import Any
 from vae_lab.errors import ConfigError
 
 # What runs and sweeps write, by name: nothing of it may be a link to somewhere else, or wait for a reader as a pipe does.
-OF_RUN = (
-    *("config.yaml", "metrics.jsonl", "results.json", "run.log", "README.md", ".lock", ".lock.json", ".hydra"),
-    *("checkpoints", "figures", "tasks", "export"),
-)
+FILES_OF_RUN = ("config.yaml", "metrics.jsonl", "results.json", "run.log", "README.md", ".lock", ".lock.json")
+FOLDERS_OF_RUN = (".hydra", "checkpoints", "figures", "tasks", "export")
 OF_WANDB = ("wandb", ".wandb", "wandb/run-id", ".wandb/run-id")  # below it W&B keeps links of its own, which it makes anew
 OF_SWEEP = (
     *("sweep.json", "multirun.yaml", "best.json", ".lock", ".lock.json", ".submitit", "plotly.min.js"),
@@ -32,7 +30,11 @@ def check_run_folder(folder: Path) -> None:
     """
     if folder.is_symlink():
         raise ConfigError(f"{folder}: a symbolic link; name the folder itself.")
-    check_plain([*(folder / name for name in OF_RUN)])
+    for name in FILES_OF_RUN:
+        _check_one(folder / name)
+        if (folder / name).is_dir():
+            raise ConfigError(f"{folder / name}: a folder, where a run has a file. Remove it.")
+    check_plain(folder / name for name in FOLDERS_OF_RUN)
     for name in OF_WANDB:
         _check_one(folder / name)
 

@@ -131,7 +131,7 @@ def check_state(path: Path, found: dict[str, Any], expected: dict[str, Any]) -> 
         raise CheckpointError(f"{path} belongs to another model: {'; '.join(problems[:10])}.")
 
 
-WRITTEN = {  # what a run keeps in training.pt, and in its manifest: anything else came from elsewhere
+WRITTEN: dict[str, dict[str, type]] = {  # what a run keeps in training.pt, and in its manifest: anything else came from elsewhere
     "training": {"epoch": int, "step": int, "sums": dict, "status": str, "optimizer": dict, "best": dict, "resumed": list},
     "manifest": {"fingerprint": str, "data": str, "environment": dict, "cohort": list},
 }

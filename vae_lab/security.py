@@ -128,6 +128,8 @@ def check_job(cfg: DictConfig, root: Path | None = None, number: int = 0) -> Pat
         folder = Path(_named("hydra.run.dir", cfg.hydra.run))
     else:
         folder = root / str(cfg.hydra.sweep.subdir)
+        if Path(str(cfg.hydra.sweep.dir)).absolute() != root:
+            raise ConfigError(f"hydra.sweep.dir={cfg.hydra.sweep.dir}: all jobs of a sweep go into one folder, {root}.")
         places.check_inside("hydra.sweep.subdir", str(cfg.hydra.sweep.subdir), root, "the sweep's folder")
     with read_write(cfg.hydra.runtime), open_dict(cfg.hydra.runtime):
         cfg.hydra.runtime.output_dir = str(folder.absolute())

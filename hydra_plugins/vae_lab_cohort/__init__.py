@@ -40,7 +40,7 @@ class CohortLauncher(Launcher):
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         interrupts.install()
-        folder = Path(self.config.hydra.sweep.dir)
+        folder = Path(self.config.hydra.sweep.dir).absolute()
         workers = warm_up(folder, str(self.config.device), len(job_overrides), self.options)
         composer = Composer(self.hydra_context.config_loader, self.config)
         with one_message():
