@@ -96,7 +96,9 @@ def prepare(argv: Sequence[str]) -> list[str]:
             plain = to_plain(cfg)
             check(plain)
             explicit = folder is not None or any(line.startswith("hydra.run.dir=") for line in overrides)
-            folder, lock, finished = reserve(folder or Path(hydra.run.dir), plain, explicit)
+            folder = folder or Path(hydra.run.dir)
+            places.check_plain([folder / str(hydra.output_subdir), folder / f"{hydra.job.name}.log"])
+            folder, lock, finished = reserve(folder, plain, explicit)
             if finished is not None:
                 _say_finished(finished, folder)
             _held.append(lock)
