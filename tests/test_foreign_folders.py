@@ -211,6 +211,12 @@ def test_c6_a_pipe_is_never_waited_for(run_dir: Path, call, name: str, capsys) -
     assert call("sample", run_dir) == {"config.yaml": 2, "results.json": 0, "metrics.jsonl": 0}.get(name, 5)
 
 
+def test_c6_links_at_places_that_the_command_names(run_dir: Path, capsys, tmp_path: Path) -> None:
+    for name, override in (("meta", "hydra.output_subdir=meta"), ("x.log", "hydra.job.name=x")):
+        (run_dir / name).symlink_to(tmp_path / "outside")
+        assert f"foreign/{name}: a symbolic link" in refused(capsys, "hydra.run.dir=foreign", *QUICK, override)
+
+
 def test_c6_pipes_and_links_among_images(tmp_path: Path, compose) -> None:
     from PIL import Image
 
