@@ -103,3 +103,43 @@ def test_h1_weights_only_is_never_switched_off() -> None:
             if called == "torch.load":
                 assert any(word.arg == "weights_only" and ast.unparse(word.value) == "True" for word in node.keywords), path
             assert called not in ("pickle.load", "pickle.loads", "eval", "exec", "instantiate", "hydra.utils.instantiate"), path
+
+
+def spoilt(training: dict, manifest: dict) -> dict[str, tuple[dict, dict]]:
+    """(training.pt, manifest.json) that are sound, and that no run wrote."""
+    names = list(training["optimizer"])
+    other = {name: {"exp_avg": torch.zeros(3, 3, 3)} for name in names}
+    return {
+        "no keys": ({}, manifest),
+        "a step of text": (training | {"step": "11"}, manifest),
+        "a negative epoch": (training | {"epoch": -5, "step": -55}, manifest),
+        "no best": (training | {"best": {}}, manifest),
+        "an optimiser of another model": (training | {"optimizer": {"weight": {"exp_avg": torch.zeros(2)}}}, manifest),
+        "an optimiser of other shapes": (training | {"optimizer": other}, manifest),
+        "an optimiser of texts": (training | {"optimizer": dict.fromkeys(names, "x")}, manifest),
+        "no data": (training, {key: value for key, value in manifest.items() if key != "data"}),
+        "no step": (training, {key: value for key, value in manifest.items() if key != "step"}),
+        "a cohort of text": (training, manifest | {"cohort": "x"}),
+    }
+
+
+def test_h1_sound_checkpoints_that_no_run_wrote_are_refused(trained, compose, tmp_path: Path) -> None:
+    from tests.test_trained import QUICK, copy_of
+    from vae_lab.train import train
+
+    original = trained(*QUICK) / "checkpoints" / "last"
+    training = torch.load(original / checkpoint.TRAINING, weights_only=True)
+    manifest = json.loads((original / checkpoint.MANIFEST).read_text())
+    cfg = compose("tracking=none", "evaluation.figures=false", "device=cpu", *QUICK)
+    for kind, (content, facts) in ({"sound": (training, manifest)} | spoilt(training | {"status": "running"}, manifest)).items():
+        folder = copy_of(trained(*QUICK), tmp_path / kind.replace(" ", "_"))
+        last = folder / "checkpoints" / "last"
+        torch.save(content, last / checkpoint.TRAINING)
+        data = (last / checkpoint.TRAINING).read_bytes()
+        files = facts["files"] | {checkpoint.TRAINING: {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}}
+        (last / checkpoint.MANIFEST).write_text(json.dumps(facts | {"files": files}))
+        if kind == "sound":
+            assert train(cfg, folder)["status"] == "completed"
+            continue
+        with pytest.raises(CheckpointError, match=r"not what a run wrote|unreadable or refused"):
+            train(cfg, folder)

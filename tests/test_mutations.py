@@ -11,6 +11,7 @@ import pytest
 
 from tests.conftest import ROOT
 
+FOREIGN = "tests/test_foreign_folders.py"
 MUTATIONS = {
     "fsync": (
         "vae_lab/checkpoint.py",
@@ -247,6 +248,84 @@ MUTATIONS = {
         "extra={\"once\": self.problem},",
         "tests/test_skipped.py::test_d7_a_wandb_warning_of_a_cohort_stands_once",
     ),
+    "config.yaml alone": (
+        "vae_lab/resume.py",
+        "    return overrides_of(read_config(RunDir(folder)), more, folders), folder\n",
+        "    return [*yaml.safe_load((folder / '.hydra' / 'overrides.yaml').read_text()), *more], folder\n",
+        f"{FOREIGN}::test_c1_a_resume_takes_no_launcher_from_the_run_directory",
+    ),
+    "exact targets": (
+        "vae_lab/security.py",
+        "raw not in TARGETS.get(key, ())",
+        "not str(raw).startswith('hydra_plugins.')",
+        "tests/test_security.py::test_h3_paths_to_code_are_refused",
+    ),
+    "resolved paths": (
+        "vae_lab/security.py",
+        "in places.outputs(hydra):",
+        "in ():",
+        "tests/test_security.py::test_h4_no_way_out",
+    ),
+    "each job": (
+        "vae_lab/security.py",
+        "        places.check_inside(\"hydra.sweep.subdir\", str(cfg.hydra.sweep.subdir), root, \"the sweep's folder\")\n",
+        "",
+        "tests/test_security.py::test_c3_each_job_of_a_sweep_is_checked",
+    ),
+    "secret values": (
+        "vae_lab/secrecy.py",
+        "    if any(secret in text",
+        "    if False and any(secret in text",
+        "tests/test_security.py::test_c4_no_spelling_gets_a_secret_into_a_config",
+    ),
+    "searched folders": (
+        "vae_lab/security.py",
+        "        foreign.check_yaml_folder(folders[-1])\n",
+        "",
+        "tests/test_security.py::test_c5_searched_folders_are_checked_as_config_dir_is",
+    ),
+    "links in a run directory": (
+        "vae_lab/resume.py",
+        "    places.check_run_folder(folder)\n    if not explicit:\n",
+        "    if not explicit:\n",
+        f"{FOREIGN}::test_c6_links_and_pipes_in_a_run_directory",
+    ),
+    "links in a sweep": (
+        "vae_lab/entry.py",
+        "    places.check_sweep_folder(folder)\n",
+        "",
+        f"{FOREIGN}::test_c6_links_in_a_sweeps_folder",
+    ),
+    "pipes": (
+        "vae_lab/foreign.py",
+        "if not stat.S_ISREG(path.stat().st_mode):",
+        "if False:",
+        f"{FOREIGN}::test_c6_a_pipe_is_never_waited_for",
+    ),
+    "known files": (
+        "vae_lab/tasks/push.py",
+        "[run_dir.checkpoints / CHECKPOINTS[0] / name for name in (MANIFEST, MODEL, TRAINING)]",
+        "sorted((run_dir.checkpoints / CHECKPOINTS[0]).iterdir())",
+        f"{FOREIGN}::test_c6_push_takes_known_files_and_says_what_it_leaves",
+    ),
+    "trials of this search": (
+        "vae_lab/tune.py",
+        "    _check_found(earlier, space, folder)\n",
+        "",
+        f"{FOREIGN}::test_c1_trials_of_a_foreign_search_are_no_overrides",
+    ),
+    "imports of a worker": (
+        "vae_lab/pool.py",
+        "\"-P\", ",
+        "",
+        f"{FOREIGN}::test_c1_workers_import_nothing_from_the_working_directory",
+    ),
+    "what a run wrote": (
+        "vae_lab/job.py",
+        "    resume.check_written(folder, training, manifest, dict(run.system.named_parameters()))\n",
+        "",
+        "tests/test_hostile_checkpoints.py::test_h1_sound_checkpoints_that_no_run_wrote_are_refused",
+    ),
 }  # fmt: skip
 
 
@@ -256,7 +335,7 @@ def test_without_the_guard_a_test_turns_red(guard: str, tmp_path: Path) -> None:
     file, old, new, test = MUTATIONS[guard]
     copy = tmp_path / "copy"
     copy.mkdir()
-    for name in ("vae_lab", "conf", "tests"):
+    for name in ("vae_lab", "hydra_plugins", "conf", "tests"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("run.py", "pyproject.toml"):
         shutil.copy(ROOT / name, copy)

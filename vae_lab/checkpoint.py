@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from vae_lab.blocks import State
 from vae_lab.errors import CheckpointError, StorageError
+from vae_lab.foreign import check_regular
 from vae_lab.run_dir import free_space, read_json
 
 MODEL, TRAINING, MANIFEST = "model.safetensors", "training.pt", "manifest.json"
@@ -84,10 +85,14 @@ def load(path: Path) -> Checkpoint:
         for part in (path, path / MANIFEST, path / MODEL, path / TRAINING):
             if part.is_symlink():
                 raise CheckpointError(f"{part}: a symbolic link is not followed.")
+        for file in (MANIFEST, MODEL, TRAINING):
+            check_regular(path / file)
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         files = manifest["files"]
         if manifest["format"] != FORMAT:
             raise CheckpointError(f"{path / MANIFEST}: format {manifest['format']}, this release reads {FORMAT}.")
+        if not isinstance(manifest["step"], int):
+            raise TypeError("the step is no whole number")
         contents = {}
         for file in (MODEL, TRAINING):
             data = contents[file] = (path / file).read_bytes()
@@ -118,7 +123,7 @@ def manifests(folder: Path) -> list[dict[str, Any]]:
     for name in ("last", "previous"):
         with contextlib.suppress(OSError, ValueError):
             found.append(read_json(folder / name / MANIFEST))
-    return [manifest for manifest in found if isinstance(manifest, dict)]
+    return [manifest for manifest in found if isinstance(manifest, dict) and isinstance(manifest.get("step"), int)]
 
 
 def load_newest(folder: Path, at: int | None = None) -> tuple[Checkpoint, list[str]]:

@@ -31,9 +31,10 @@ class ClusterWorker(Worker):
             import submitit
         except ImportError as error:
             raise ConfigError("hydra.launcher.cluster needs submitit: pip install -e '.[cluster]'") from error
+        from vae_lab.entry import new_folder
+
         super().__init__()
-        self.folder = folder / ".submitit"
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder = new_folder(folder / ".submitit")  # submitit unpickles what lies there
         descriptor, name = tempfile.mkstemp(prefix="work-", suffix=".json", dir=self.folder)
         os.close(descriptor)
         self.order = Path(name)

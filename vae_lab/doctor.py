@@ -263,7 +263,7 @@ def _start(folder: Path, *overrides: str, **environment: str) -> subprocess.Pope
     config.write_text(json.dumps(plain))
     code = "import json, sys; from vae_lab.doctor import _child; _child(sys.argv[1], sys.argv[2])"
     return subprocess.Popen(
-        [sys.executable, "-c", code, str(config), str(folder)],
+        [sys.executable, "-P", "-c", code, str(config), str(folder)],
         env=os.environ | environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra._internal import utils as hydra_utils
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -29,7 +31,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vae_lab import security
+from vae_lab import foreign, places, security
+from vae_lab.composer import Composer
 from vae_lab.config import REGISTERED_GROUPS, RunConfig, flatten, to_plain, typed
 from vae_lab.errors import ConfigError, Interrupted, VaeLabError, did_you_mean, memory_errors
 from vae_lab.interrupt import interrupts
@@ -80,23 +83,36 @@ def prepare(argv: Sequence[str]) -> list[str]:
     with one_message():
         interrupts.install()
         args = hydra_utils.get_args_parser().parse_args(list(argv))
+        for flag in ("config_path", "config_name", "experimental_rerun"):
+            if getattr(args, flag) is not None:
+                raise ConfigError(f"--{flag.replace('_', '-')}: refused. YAML of your own goes into a folder: --config-dir DIR.")
         flags = [word for word in argv if word not in args.overrides]
-        folders = search_path(args.config_dir)
+        found = config_folders(args.config_dir, args.overrides)
+        folders = search_path(found)
         if args.help or args.hydra_help or args.info or args.shell_completion:
             return [*argv, *folders]
         if args.cfg and args.multirun:
             raise ConfigError("--cfg shows one run's config: leave out -m and swept values.")
-        overrides, folder = read_resume(args.overrides)
+        said = [line for line in args.overrides if not is_search_path(line)]
+        overrides, folder = read_resume(said, folders, args.multirun)
         cfg, hydra = compose_checked([*overrides, *folders], sweep=args.multirun)
+        is_sweep = args.multirun or hydra.mode == RunMode.MULTIRUN
+        if folder is not None and is_sweep:
+            raise ConfigError("resume goes on in one run's folder. A sweep goes on by its own command and hydra.sweep.dir.")
+        if found:
+            silent = [line for line in overrides if not re.match(r"\W*hydra\.(launcher|job|run|sweep)\.", line)]
+            security.check_found(compose_checked([*silent, *folders], sweep=args.multirun)[1])
         if args.cfg:
             return [*flags, *overrides, *folders]
-        if args.multirun or hydra.mode == RunMode.MULTIRUN:
+        if is_sweep:
             overrides = _prepare_sweep(overrides, folders, hydra)
         else:
             plain = to_plain(cfg)
             check(plain)
             explicit = folder is not None or any(_sets(line, "hydra.run.dir") for line in overrides)
-            folder, lock, finished = reserve(folder or Path(hydra.run.dir), plain, explicit)
+            folder = folder or Path(hydra.run.dir)
+            places.check_plain([folder / str(hydra.output_subdir), folder / f"{hydra.job.name}.log"])
+            folder, lock, finished = reserve(folder, plain, explicit)
             if finished is not None:
                 _say_finished(finished, folder)
             _held.append(lock)
@@ -109,9 +125,6 @@ def _prepare_sweep(overrides: list[str], folders: list[str], hydra: DictConfig) 
     """Check what a sweep adds to a command, and make its folder; returns the overrides ready for Hydra."""
     from vae_lab.planning import SweepOptions
 
-    subdir = str(OmegaConf.to_container(hydra.sweep)["subdir"])  # type: ignore[index,call-overload]
-    if ".." in Path(subdir).parts or Path(subdir).is_absolute():
-        raise ConfigError(f"hydra.sweep.subdir={subdir}: must stay inside the sweep's folder.")
     if hydra.runtime.choices["hydra/launcher"] == "cohort":
         SweepOptions.of(hydra.launcher)
         if hydra.runtime.choices["hydra/sweeper"] == "basic":
@@ -121,9 +134,18 @@ def _prepare_sweep(overrides: list[str], folders: list[str], hydra: DictConfig) 
 
         cfg, _ = compose_checked([*overrides, *folders, *SearchOptions.of(hydra.sweeper).examples()], sweep=True)
         check(to_plain(cfg))
-    folder = Path(hydra.sweep.dir).absolute()
+    folder = security.sweep_folder(hydra)
+    places.check_sweep_folder(folder)
+    if hydra.runtime.choices["hydra/launcher"] != "cohort" and hydra.runtime.choices["hydra/sweeper"] == "basic":
+        check_jobs([*overrides, *folders], hydra, folder)
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
+    if "submitit_folder" in hydra.launcher and not any(line.startswith("hydra.launcher.submitit_folder=") for line in overrides):
+        overrides = [*overrides, f"hydra.launcher.submitit_folder={quote(str(new_folder(folder / '.submitit') / '%j'))}"]
+    if hydra.runtime.choices["hydra/launcher"] != "cohort" or hydra.launcher.cluster is not None:
+        # Their jobs are programs of their own, which would import what lies in the working directory.
+        path = os.pathsep.join(filter(None, (str(CONF.parent), os.environ.get("PYTHONPATH"))))
+        os.environ |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": path}
     _sweep_folder.append(folder)
     return with_folder(overrides, "hydra.sweep.dir", folder)
 
@@ -155,13 +177,25 @@ def quote(text: str) -> str:
     return QuotedString(literal, Quote.single).with_quotes()
 
 
-def search_path(config_dir: str | None) -> list[str]:
-    """Check YAML in plugins and below `--config-dir`; the override that lets Hydra find the latter."""
+def config_folders(config_dir: str | None, overrides: Sequence[str]) -> list[Path]:
+    """Folders of YAML of `--config-dir` and searchpath, checked; so are those of plugins, which every composition finds."""
     if config_dir is not None and not os.path.isdir(config_dir):  # noqa: PTH112, answers for any name
         raise ConfigError(f"--config-dir {config_dir}: no such folder.")
-    folders = [Path(config_dir)] if config_dir else []
-    for folder in [*(folder / "conf" for folder in plugin_folders()), *folders]:
-        security.check_yaml_folder(folder)
+    found = [Path(config_dir)] if config_dir else []
+    for folder in [*(folder / "conf" for folder in plugin_folders()), *found]:
+        foreign.check_yaml_folder(folder)
+    for line in filter(is_search_path, overrides):
+        found += security.searched(parse([line])[0])
+    return found
+
+
+def is_search_path(line: str) -> bool:
+    """Whether an override says where to search for YAML; Hydra would take the first of several."""
+    return re.match(r"[+~]*hydra\.searchpath\b", line) is not None
+
+
+def search_path(folders: Sequence[Path]) -> list[str]:
+    """The override that lets Hydra find YAML in these folders."""
     quoted = ", ".join(json.dumps(f"file://{folder.absolute()}") for folder in folders)
     return [f"hydra.searchpath=[{quoted}]"] if folders else []
 
@@ -325,11 +359,8 @@ def compose_checked(overrides: Sequence[str], sweep: bool = False) -> tuple[Dict
     Raises:
         ConfigError: names the override that is wrong, and what was probably meant.
     """
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-    except HydraException as error:
-        raise ConfigError(f"Cannot read the command line: {_first_lines(error)}") from error
-    security.check_override_keys(override.key_or_group for override in parsed)
+    parsed = parse(overrides)
+    security.check_overrides(parsed)
     if sweep:
         parsed = [_first_of_sweep(override) for override in parsed]
     elif swept := [override.input_line for override in parsed if override.is_sweep_override()]:
@@ -341,13 +372,60 @@ def compose_checked(overrides: Sequence[str], sweep: bool = False) -> tuple[Dict
             security.check_config(cfg)
             app = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
             OmegaConf.resolve(app)
+            if not OmegaConf.missing_keys(app):  # else `check` says what is missing
+                security.check_job(cfg, security.sweep_folder(cfg.hydra) if sweep else None)
             return app, cfg.hydra
         except yaml.YAMLError as error:
             raise ConfigError(f"A YAML file cannot be read: {str(error).splitlines()[0]}") from error
         except COMPOSING_ERRORS as error:
+            if (refused := re.match(r"ConfigError raised while resolving interpolation: (.*)", str(error))) is not None:
+                raise ConfigError(f"{getattr(error, 'full_key', None) or 'A value'}: {refused[1]}") from error
             with contextlib.suppress(*COMPOSING_ERRORS):
                 _explain(parsed)
             raise ConfigError(_first_lines(error)) from error
+
+
+def parse(overrides: Sequence[str]) -> list[Override]:
+    """Overrides as Hydra reads them.
+
+    Raises:
+        ConfigError: one cannot be read.
+    """
+    try:
+        return OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise ConfigError(f"Cannot read the command line: {_first_lines(error)}") from error
+
+
+def check_jobs(overrides: Sequence[str], hydra: DictConfig, folder: Path) -> None:
+    """Check all jobs of a sweep whose launcher writes their folders itself, before any is there.
+
+    Raises:
+        ConfigError: names the job and the key.
+    """
+    given: dict[str, Any] = dict(hydra.sweeper.params or {})
+    said = parse([*overrides, f"hydra.sweep.dir={quote(str(folder))}"])
+    swept = [*parse([f"{key}={value}" for key, value in given.items()]), *(one for one in said if not one.is_hydra_override())]
+    security.check_overrides(swept)
+    with initialize_config_dir(str(CONF), version_base="1.3", job_name="run"):
+        loader = GlobalHydra.instance().config_loader()
+        fixed = [override.input_line or "" for override in said if not override.is_sweep_override()]
+        composer = Composer(loader, loader.load_configuration("config", fixed, RunMode.MULTIRUN))  # type: ignore[arg-type]
+        check_composed(composer, BasicSweeper.split_arguments(swept, None)[0], folder)
+
+
+def check_composed(composer: Composer, jobs: Sequence[Sequence[str]], folder: Path, first: int = 0) -> None:
+    """The same, for jobs given as overrides and numbered from `first`."""
+    for number, job in enumerate(jobs, first):
+        with composing(f"job {number} ({' '.join(job)})"):
+            security.check_job(composer.job(job), folder, number)
+
+
+def new_folder(parent: Path) -> Path:
+    """A folder below `parent` that was not there before, so that nobody has put anything into it."""
+    with storage_errors(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix="jobs-", dir=parent))
 
 
 def _first_of_sweep(override: Override) -> Override:

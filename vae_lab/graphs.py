@@ -51,9 +51,10 @@ class Graphs:
 
         began = time.perf_counter()
         try:
+            table: Any = get_decompositions(MIXED)
             # Recording runs the step: on copies, since a step may write to its buffers.
             copies = [block.clone() for block in blocks], {name: leaf.clone() for name, leaf in buffers.items()}
-            record = make_fx(lambda *inputs: whole(*inputs), get_decompositions(MIXED))(*copies, batch, noise, step)
+            record = make_fx(lambda *inputs: whole(*inputs), table)(*copies, batch, noise, step)
             graph = torch.compile(record, fullgraph=True, dynamic=False, mode=self.mode)
             outputs = graph(blocks, buffers, batch, noise, step)
         except torch.OutOfMemoryError:

@@ -197,6 +197,7 @@ def restore(job: Job, at: int | None = None) -> None:
     changed = resume.check_same(job.run_dir, job.cfg)
     found, problems = checkpoint.load_newest(folder, at)
     manifest, training = found.manifest, found.training
+    resume.check_written(folder, training, manifest)
     if manifest["fingerprint"] != fingerprint(job.run_dir.read_config()):
         raise CheckpointError(f"{folder} and {job.run_dir.config.name} beside it are of different runs (fingerprints differ).")
     if manifest["data"] != job.splits.digest:

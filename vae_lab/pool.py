@@ -94,6 +94,7 @@ class Process(Worker):
 
     def __init__(self) -> None:
         super().__init__()
+        self.private = tempfile.TemporaryDirectory(prefix="vae_lab-work-")  # nobody else can change what is asked for
         # Appending, so that reading it here does not move the place where the process writes.
         self.log = tempfile.TemporaryFile("a+b")  # noqa: SIM115
         # -P: as for run.py itself, what lies in the working directory is no module to import
@@ -106,7 +107,7 @@ class Process(Worker):
 
     @property
     def work(self) -> Path:
-        return Path(tempfile.gettempdir()) / f"vae_lab-work-{os.getpid()}-{self.process.pid}.json"
+        return Path(self.private.name) / "order.json"
 
     def give(self, cohort: Cohort, threads: int) -> None:
         self.write_order(cohort, threads)
@@ -140,5 +141,4 @@ class Process(Worker):
                 self.process.stdin.close()
         self.process.wait()
         self.log.close()
-        for path in (self.work, self.note):
-            path.unlink(missing_ok=True)
+        self.private.cleanup()

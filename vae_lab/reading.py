@@ -1,12 +1,12 @@
 """A run directory that may come from anywhere: its config, results and weights, checked before anything is built from them."""
 
+from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
 from torch import Tensor
 
-from vae_lab import checkpoint, security
+from vae_lab import checkpoint, foreign, security
 from vae_lab.config import RunConfig, fingerprint, flatten, typed
 from vae_lab.errors import CheckpointError, ConfigError, DataError
 from vae_lab.run_dir import RunDir
@@ -20,21 +20,40 @@ def read_config(folder: RunDir) -> dict[str, Any]:
     Raises:
         ConfigError: no run lies there, or its config is none.
     """
-    if not folder.config.is_file():
+    if not folder.config.exists():
         raise ConfigError(f"{folder.path}: no run lies there (no {folder.config.name}). Runs are below outputs/runs.")
     try:
-        security.check_yaml_file(folder.config)
-        cfg = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
-        if not isinstance(cfg, dict):
-            raise ConfigError(f"{folder.config}: not a run's config.")
+        foreign.check_yaml_file(folder.config)
+        cfg = folder.read_config()
         for key, value in flatten(cfg).items():
             if "${" in str(value):
                 raise ConfigError(f"{folder.config}: {key} holds '${{': a run's config is resolved.")
-        security.check_config(OmegaConf.create(cfg))
+        security.check_config(cfg)
         typed(RunConfig, cfg, "")
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{folder.config}: not readable as a run's config ({str(error).splitlines()[0]}).") from error
     return cfg
+
+
+def data_here(stored: dict[str, Any], here: dict[str, Any]) -> dict[str, Any]:
+    """A stored `data` group as this machine uses it.
+
+    It is read where the run read it; what can be downloaded, only if that is a folder here. Nothing
+    is written where only a run directory says so: the cache, and what is downloaded, go where this
+    machine's own config has them.
+
+    Args:
+        stored: of a run directory.
+        here: the group of the same data set, composed on this machine.
+    """
+    data = dict(stored)
+    if "download" in data and not Path(str(data.get("root"))).expanduser().is_dir():
+        data["root"] = here.get("root")
+    if data.get("cache") is not None:
+        data["cache"] = here.get("cache")
+    if "download" in data and data.get("root") != here.get("root"):
+        data["download"] = False
+    return data
 
 
 def read_results(folder: RunDir) -> dict[str, Any]:

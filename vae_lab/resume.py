@@ -1,5 +1,6 @@
 """Going on in a run directory: what it holds, whether this command may go on there, and from where."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from filelock import FileLock
 
-from vae_lab import lock, security
+from vae_lab import foreign, lock, places
 from vae_lab.config import flatten, identity
 from vae_lab.errors import CheckpointError, ConfigError
 from vae_lab.run_dir import FINISHED, RunDir, storage_errors
@@ -23,23 +24,33 @@ if TYPE_CHECKING:
     from vae_lab.system import System
 
 
-def read_resume(overrides: Sequence[str]) -> tuple[list[str], Path | None]:
-    """Replace `resume=DIR` by the overrides that started the run in DIR; later ones on the command line stay.
+def read_resume(overrides: Sequence[str], folders: Sequence[str], sweep: bool) -> tuple[list[str], Path | None]:
+    """Replace `resume=DIR` by overrides that give the config of the run in DIR; later ones on the command line stay.
+
+    Nothing else in DIR says how to train: its config.yaml, checked, is all that is read.
+
+    Args:
+        overrides: of the command line.
+        folders: the override that lets Hydra find further YAML.
+        sweep: whether several runs are asked for.
 
     Raises:
-        ConfigError: DIR holds no run.
+        ConfigError: DIR holds no run, or its config is none.
     """
-    wanted = [line.partition("=")[2].strip("'\"") for line in overrides if line.startswith("resume=")]
+    wanted = [line.partition("=")[2].strip("'\"") for line in overrides if re.match(r"\+*resume=", line)]
     if not wanted or wanted[-1] in ("null", ""):
         return list(overrides), None
+    if sweep:
+        raise ConfigError("resume goes on in one run's folder. A sweep goes on by its own command and hydra.sweep.dir.")
+    from vae_lab.reading import read_config
+    from vae_lab.rebuild import overrides_of
+
     folder = Path(wanted[-1])
-    recorded = folder / ".hydra" / "overrides.yaml"
-    if not RunDir(folder).config.is_file() or not recorded.is_file():
+    places.check_run_folder(folder)
+    if not RunDir(folder).config.is_file():
         raise ConfigError(f"resume={folder}: no run lies there (no config.yaml). Runs are below outputs/runs.")
-    security.check_yaml_file(recorded)
-    before = [str(line) for line in yaml.safe_load(recorded.read_text(encoding="utf-8"))]
-    more = [line for line in overrides if not line.startswith("resume=")]
-    return [line for line in before if not line.startswith(("resume=", "resume_allow="))] + more, folder
+    more = [line for line in overrides if not re.match(r"\+*resume=", line)]
+    return overrides_of(read_config(RunDir(folder)), more, folders), folder
 
 
 def reserve(folder: Path, plain: dict[str, Any], explicit: bool) -> tuple[Path, FileLock | None, dict[str, Any] | None]:
@@ -55,9 +66,8 @@ def reserve(folder: Path, plain: dict[str, Any], explicit: bool) -> tuple[Path, 
         LockedError: another process works there.
         StorageError: the folder cannot be made.
     """
+    places.check_run_folder(folder)
     with storage_errors(folder):
-        if folder.is_symlink():
-            raise ConfigError(f"hydra.run.dir={folder}: a symbolic link; name the folder itself.")
         if not explicit:
             folder = _make_new(folder)
         run_dir = RunDir(folder)
@@ -107,7 +117,7 @@ def check_same(run_dir: RunDir, plain: dict[str, Any]) -> dict[str, list[Any]]:
     Raises:
         ConfigError: lists the other keys that differ, with both values.
     """
-    security.check_yaml_file(run_dir.config)
+    foreign.check_yaml_file(run_dir.config)
     try:
         stored = run_dir.read_config()
         old, new = identity(stored), identity(plain)
@@ -164,9 +174,8 @@ def check_training(path: Path, training: dict[str, Any], system: "System") -> No
         ]
         kinds = {tuple(parts) for parts in optimizer.values()}
         problems += ["not the same for every tensor"] if len(kinds) > 1 else []
-        _ = training["sums"].items(), training["status"], training["best"]["epoch"], training["best"]["loss"], training["resumed"]
-        if wrong := [key for key in ("epoch", "step", "seconds") if not isinstance(training[key], int | float)]:
-            raise TypeError(f"{wrong[0]} is no number")
+        parameters = dict(system.named_parameters())
+        problems += [f"missing {name}" for name in parameters if optimizer and name not in optimizer]
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: not what a run goes on from ({type(error).__name__}: {error}).") from error
     if problems:
@@ -189,6 +198,23 @@ def _check_numbers(path: Path, sound: dict[str, tuple[Any, Any]]) -> None:
 
 def _first(problems: Sequence[str], shown: int = 10) -> str:
     return "; ".join(problems[:shown]) + (f" and {len(problems) - shown} more" if len(problems) > shown else "")
+
+
+WRITTEN: dict[str, dict[str, type]] = {  # what a run keeps in training.pt, and in its manifest: anything else came from elsewhere
+    "training": {"epoch": int, "step": int, "sums": dict, "status": str, "optimizer": dict, "best": dict, "resumed": list},
+    "manifest": {"fingerprint": str, "data": str, "environment": dict, "cohort": list},
+}
+
+
+def check_written(path: Path, training: dict[str, Any], manifest: dict[str, Any]) -> None:
+    """Raise `CheckpointError` for a checkpoint that is sound, but is not what a run wrote."""
+    for part, content in (("training", training), ("manifest", manifest)):
+        for key, kind in WRITTEN[part].items():
+            if not isinstance(content.get(key), kind):
+                raise CheckpointError(f"{path}: not what a run wrote: '{key}' of its {part} is no {kind.__name__}.")
+    complete = {"epoch", "loss", "state"} <= training["best"].keys() and isinstance(training.get("seconds"), int | float)
+    if not complete or min(training["epoch"], training["step"]) < 0:
+        raise CheckpointError(f"{path}: not what a run wrote: keys are missing, or of another model.")
 
 
 def describe_changes(changes: dict[str, list[Any]]) -> str:

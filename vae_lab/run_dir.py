@@ -11,12 +11,12 @@ from typing import Any
 
 import yaml
 
-from vae_lab.errors import StorageError
+from vae_lab import foreign
+from vae_lab.errors import ConfigError, StorageError
+from vae_lab.foreign import read_regular
 
 LEDGER = "sweep.json"  # of a sweep's folder
 FINISHED = ("completed", "stopped_early")  # the status of a run with nothing left to do
-MAX_DEPTH = 100  # of nested YAML, beyond which libyaml exhausts the stack
-_SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster where libyaml is there
 
 
 class RunDir:
@@ -41,20 +41,15 @@ class RunDir:
         write_atomic(self.config, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
 
     def read_config(self) -> dict[str, Any]:
-        """What `write_config` wrote.
-
-        Raises:
-            yaml.YAMLError: it is not that.
-        """
-        text, depth = self.config.read_text(encoding="utf-8"), 0
-        for event in yaml.parse(text, Loader=_SafeLoader):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > MAX_DEPTH:
-                raise yaml.YAMLError(f"nested more than {MAX_DEPTH} deep")
-        plain = yaml.load(text, Loader=_SafeLoader)
-        if not isinstance(plain, dict):
+        """What `write_config` wrote; a `yaml.YAMLError` for what it cannot have written."""
+        try:
+            foreign.check_yaml_file(self.config)
+        except ConfigError as error:
+            raise yaml.YAMLError(str(error)) from error
+        cfg = yaml.load(self.config.read_text(encoding="utf-8"), Loader=foreign.Loader)
+        if not isinstance(cfg, dict):
             raise yaml.YAMLError("not a run's config")
-        return plain
+        return cfg
 
     def begin(self, plain: dict[str, Any], epochs: int) -> None:
         """Make the folder ready for training that goes on after `epochs`: config written, later rows and results gone."""
@@ -75,7 +70,7 @@ class RunDir:
         if not self.metrics.is_file():
             return []
         rows = []
-        for line in self.metrics.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
+        for line in read_regular(self.metrics).decode("utf-8", errors="replace").split("\n")[:-1]:
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError):
@@ -130,7 +125,7 @@ class RunDir:
         """Lines begun in metrics.jsonl; more than `read_metrics` returns if some are torn or damaged."""
         if not self.metrics.exists():
             return 0
-        return sum(bool(line.strip()) for line in self.metrics.read_bytes().split(b"\n"))
+        return sum(bool(line.strip()) for line in read_regular(self.metrics).split(b"\n"))
 
     def read_cohort(self) -> list[str]:
         """Fingerprints of the runs that were trained together with this one, itself included; empty if unknown."""
@@ -153,7 +148,7 @@ def read_json(path: Path) -> Any:
         ValueError: it is damaged, or nested too deeply for Python.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_regular(path))
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 
@@ -182,7 +177,8 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     with storage_errors(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
+            temporary.unlink(missing_ok=True)
+            with temporary.open("xb") as file:  # never through a link that somebody left there
                 file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())

@@ -1,125 +1,191 @@
-"""What a command line and its YAML files may not contain: secrets, and ways to run other code."""
+"""What a command line and its YAML files may not contain: ways to run other code, secrets, and ways out of a run's folder."""
 
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from vae_lab import foreign, places, secrecy
 from vae_lab.errors import ConfigError
-from vae_lab.run_dir import MAX_DEPTH
 
-SECRET_NAME = re.compile(r"(key|token|secret|passw|credential|auth)", re.IGNORECASE)
 ALLOWED_HYDRA_KEYS = re.compile(
     r"hydra([./](run\.dir|sweep\.(dir|subdir)|mode|verbose|job\.name|output_subdir)$"
     r"|[./](launcher|sweeper)($|\.(?!.*_target_))|\.searchpath$)"
 )
-TRUSTED_TARGETS = ("hydra._internal.core_plugins.", "hydra_plugins.")
-TRUSTED_HANDLERS = ("logging.StreamHandler", "logging.FileHandler", "logging.NullHandler", "rich.logging.RichHandler")
-NO_CODE = "refused. Configs choose by name from the registry; no path to code is followed."
-OPENING = (
-    yaml.FlowSequenceStartToken,
-    yaml.FlowMappingStartToken,
-    yaml.BlockSequenceStartToken,
-    yaml.BlockMappingStartToken,
+LAUNCHERS = (
+    "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
+    "hydra_plugins.vae_lab_cohort.CohortLauncher",
+    "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher",
+    "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher",
+    "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher",
 )
-CLOSING = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
-MAX_YAML_BYTES, MAX_YAML_ALIASES = 1_000_000, 50
+SWEEPERS = (
+    "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
+    "hydra_plugins.vae_lab_cohort.ProductSweeper",
+    "hydra_plugins.vae_lab_optuna.OptunaSweeper",
+)
+TARGETS = {"hydra.launcher._target_": LAUNCHERS, "hydra.sweeper._target_": SWEEPERS}  # the only places where one may stand
+TRUSTED_HANDLERS = ("logging.StreamHandler", "logging.FileHandler", "logging.NullHandler", "rich.logging.RichHandler")
+STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
+OF_A_JOB = ("output_subdir", "job", "job_logging", "callbacks", "env")  # of hydra.*, what Hydra uses for every job
+OF_A_COMMAND = ("run", "sweep", "launcher", "sweeper", "hydra_logging")  # and what it uses once
+NO_CODE = "refused. Configs choose by name from the registry; no path to code is followed."
+# What submitit writes into a shell script as it stands; and of other texts, what can be no more than a word there.
+SHELL_KEYS = re.compile(r"(^|_)(setup|python|srun_args|additional_parameters)$")
+PLAIN_WORD = re.compile(r"[\w.,:=+%*-]*|\$\{hydra\.job\.name\}|\$\{hydra\.sweep\.dir\}/\.submitit/%j")
 
 
-def secret_values() -> set[str]:
-    """The values of environment variables with secret-like names."""
-    return {value for name, value in os.environ.items() if SECRET_NAME.search(name) and len(value) >= 8}
-
-
-def check_override_keys(keys: Iterable[str]) -> None:
+def check_overrides(overrides: Iterable[Override]) -> None:
     """Refuse overrides that name code to run, or that reach into Hydra beyond where runs go and who launches them."""
-    for key in keys:
-        if "_target_" in key or "(" in key:
-            raise ConfigError(f"{key}: {NO_CODE}")
-        if re.match(r"hydra[./]", key) and not ALLOWED_HYDRA_KEYS.match(key):
-            raise ConfigError(f"{key}: refused. Of hydra.*, run.dir, sweep.dir, sweep.subdir, launcher and sweeper may be set.")
+    for override in overrides:
+        check_override_key(override.key_or_group)
+        secrecy.check_text("A key", override.key_or_group)
+        secrecy.check_text(override.key_or_group, override.input_line or "")
+        if override.key_or_group == "hydra.searchpath":
+            searched(override)
 
 
-def check_config(cfg: DictConfig) -> None:
-    """Refuse secrets and paths to code in a composed config, `hydra` node included.
+def check_override_key(key: str) -> None:
+    """The same for a key."""
+    if "_target_" in key or "(" in key:
+        raise ConfigError(f"{key}: {NO_CODE}")
+    if re.match(r"hydra($|[./@:])", key) and not ALLOWED_HYDRA_KEYS.match(key):
+        raise ConfigError(f"{key}: refused. Of hydra.*, run.dir, sweep.dir, sweep.subdir, launcher and sweeper may be set.")
+
+
+def searched(override: Override) -> list[Path]:
+    """The folders of a `hydra.searchpath`: on this disk, and their YAML checked.
+
+    Raises:
+        ConfigError: one is a package, which would be imported, or no folder.
+    """
+    value = override.value()
+    folders = []
+    for entry in value if isinstance(value, list) else [value]:
+        text = str(entry)
+        if not text.startswith("file://") or "${" in text:
+            raise ConfigError(f"hydra.searchpath={text}: refused. Only folders are searched for YAML: file:///the/folder.")
+        folders.append(Path(text.removeprefix("file://")))
+        if not folders[-1].is_dir():
+            raise ConfigError(f"hydra.searchpath={text}: no such folder.")
+        foreign.check_yaml_folder(folders[-1])
+    return folders
+
+
+def check_config(cfg: DictConfig | dict[str, Any]) -> None:
+    """Refuse secrets and paths to code in a config, `hydra` node included, as it stands: resolved or not.
 
     Raises:
         ConfigError: names the key.
     """
-    secrets = secret_values()
-    for key, raw in _raw_leaves(cfg):
-        name = key.rpartition(".")[2]
-        if isinstance(raw, str):
-            for variable in re.findall(r"oc\.env:\s*['\"]?([A-Za-z0-9_]+)", raw):
-                if SECRET_NAME.search(variable):
-                    raise ConfigError(f"{key}: refused to copy {variable} from the environment; W&B reads its key itself.")
-            if any(secret in raw for secret in secrets):
-                raise ConfigError(f"{key}: holds the value of a secret environment variable; nothing secret belongs here.")
-        if not key.startswith("hydra."):
-            if name == "_target_" or (name.startswith("_") and name.endswith("_")):
-                raise ConfigError(f"{key}: {NO_CODE}")
-            if SECRET_NAME.search(name):
-                raise ConfigError(f"{key}: refused. Nothing secret belongs in a config.")
-            continue
-        if name == "_target_" and not (isinstance(raw, str) and raw.startswith(TRUSTED_TARGETS)):
-            raise ConfigError(f"{key}={raw}: refused. Only Hydra's launchers and sweepers may be named here.")
-        if name == "()" or (".handlers." in key and name == "class" and raw not in TRUSTED_HANDLERS):
-            raise ConfigError(f"{key}={raw}: refused. Logging handlers are {', '.join(TRUSTED_HANDLERS)}.")
+    plain = OmegaConf.to_container(cfg, resolve=False) if isinstance(cfg, DictConfig) else cfg
+    leaves = sorted(_leaves(plain), key=lambda leaf: leaf[0].startswith("hydra."))  # the cause first, then what follows from it
+    secrecy.check_values(leaves)
+    for key, raw in leaves:
+        special = any(part.startswith("_") and part.endswith("_") for part in key.split("."))
+        if special and raw not in TARGETS.get(key, ()):
+            why = "refused. Only Hydra's launchers and sweepers may be named, and only there."
+            raise ConfigError(f"{key}: {why if key.startswith('hydra.') else NO_CODE}")
+        if re.match(r"hydra\.(job|hydra)_logging\.", key):
+            _check_logging(key, raw)
         if key.startswith("hydra.callbacks."):
             raise ConfigError(f"{key}: refused. Callbacks name code to run.")
+        if re.match(r"hydra\.(env|job\.env_set|job\.env_copy)\.", key):
+            raise ConfigError(f"{key}: refused. The environment chooses what programs do; set it where you start the command.")
 
 
-def _raw_leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(node, DictConfig | ListConfig):
-        raw = OmegaConf.to_container(node, resolve=False)
-        yield from _raw_leaves(raw, path)
-    elif isinstance(node, Mapping):
+def _check_logging(key: str, raw: Any) -> None:
+    """Logging makes objects of texts, at any depth: handlers are known ones, and a text names no other object."""
+    name, text = key.rpartition(".")[2], str(raw)
+    if "(" in name or not name or (name == "class" and text not in TRUSTED_HANDLERS):
+        raise ConfigError(f"{key}={raw}: refused. Logging handlers are {', '.join(TRUSTED_HANDLERS)}.")
+    if re.match(r"\w+://", text) and text not in STREAMS:
+        raise ConfigError(f"{key}={raw}: refused. Logs go to files, {' or '.join(STREAMS)}.")
+
+
+def check_job(cfg: DictConfig, root: Path | None = None, number: int = 0) -> Path:
+    """Refuse what a job's config is once resolved: code and secrets as above, and files outside of its folder.
+
+    Args:
+        cfg: the job's whole config, with the node `hydra`; its number and folder are set in it.
+        root: the sweep's folder; None for a run of its own.
+        number: in the sweep.
+
+    Returns:
+        The run directory.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    with read_write(cfg.hydra), open_dict(cfg.hydra.job):
+        cfg.hydra.job.id = cfg.hydra.job.num = number
+    HydraConfig.instance().set_config(cfg)
+    if root is None:
+        folder = Path(_named("hydra.run.dir", cfg.hydra.run))
+    else:
+        folder = root / str(cfg.hydra.sweep.subdir)
+        if Path(str(cfg.hydra.sweep.dir)).absolute() != root:
+            raise ConfigError(f"hydra.sweep.dir={cfg.hydra.sweep.dir}: all jobs of a sweep go into one folder, {root}.")
+        places.check_inside("hydra.sweep.subdir", str(cfg.hydra.sweep.subdir), root, "the sweep's folder")
+    with read_write(cfg.hydra.runtime), open_dict(cfg.hydra.runtime):
+        cfg.hydra.runtime.output_dir = str(folder.absolute())
+    nodes = OF_A_JOB if number else (*OF_A_JOB, *OF_A_COMMAND)
+    plain = {str(key): _resolved(cfg, str(key)) for key in cfg if key != "hydra"}
+    hydra = {node: _resolved(cfg.hydra, node) for node in nodes}
+    said = OmegaConf.to_container(cfg.hydra.overrides, resolve=False)  # as text: an interpolation may have no meaning there
+    check_config(plain | {"hydra": hydra | {"overrides": said}})
+    for key, file in places.outputs(hydra):
+        places.check_inside(key, file, folder, f"the run's folder, {folder}")
+    return folder
+
+
+def _resolved(cfg: DictConfig, key: str) -> Any:
+    value = cfg[key]
+    return OmegaConf.to_container(value, resolve=True, enum_to_str=True) if OmegaConf.is_config(value) else value
+
+
+def sweep_folder(hydra: DictConfig) -> Path:
+    """Where the sweep goes that the user named; refused where a value in its name leads elsewhere."""
+    return Path(_named("hydra.sweep.dir", hydra.sweep)).absolute()
+
+
+def _named(key: str, node: DictConfig) -> str:
+    raw = OmegaConf.to_container(node, resolve=False)
+    assert isinstance(raw, dict)
+    places.check_named(key, str(raw["dir"]), str(node.dir))
+    return str(node.dir)
+
+
+def check_found(hydra: DictConfig) -> None:
+    """Refuse what YAML of a searched folder, rather than the user, says about launchers and where runs go.
+
+    Args:
+        hydra: the node `hydra` as it is without the overrides of the command line that set its values.
+
+    Raises:
+        ConfigError: names the key, to be said on the command line by whoever means it.
+    """
+    raw = OmegaConf.to_container(hydra, resolve=False)
+    assert isinstance(raw, dict)
+    for key, value in _leaves({"hydra": {node: raw[node] for node in ("launcher", "job")}}):
+        shell = any(SHELL_KEYS.search(part) for part in key.split(".")[2:]) and value not in (None, {}, [])
+        if not key.endswith("._target_") and (shell or (isinstance(value, str) and not PLAIN_WORD.fullmatch(value))):
+            raise ConfigError(f"{key}: refused in YAML of --config-dir and hydra.searchpath; say it on the command line.")
+    for key, folder in (("hydra.run.dir", hydra.run.dir), ("hydra.sweep.dir", hydra.sweep.dir)):
+        places.check_inside(key, str(folder), Path.cwd(), "the working directory, unless it is said on the command line")
+
+
+def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value with its dotted key; what is empty is a value."""
+    if isinstance(node, Mapping) and node:
         for key, value in node.items():
-            yield from _raw_leaves(value, f"{path}.{key}".lstrip("."))
-    elif isinstance(node, list):
+            yield from _leaves(value, f"{path}.{key}".lstrip("."))
+    elif isinstance(node, list) and node:
         for index, value in enumerate(node):
-            yield from _raw_leaves(value, f"{path}.{index}")
+            yield from _leaves(value, f"{path}.{index}")
     else:
         yield path, node
-
-
-def check_yaml_folder(folder: Path) -> None:
-    """Refuse YAML files that are too large, expand through aliases, or carry Python tags, before anything parses them."""
-    for path in sorted([*folder.rglob("*.yaml"), *folder.rglob("*.yml")]):
-        check_yaml_file(path)
-
-
-def check_yaml_file(path: Path) -> None:
-    """The same for one file."""
-    if path.stat().st_size > MAX_YAML_BYTES:
-        raise ConfigError(f"{path}: {path.stat().st_size:,} bytes of YAML; at most {MAX_YAML_BYTES:,} are read.")
-    try:
-        aliases = depth = 0
-        for token in yaml.scan(path.read_text(encoding="utf-8")):
-            aliases += isinstance(token, yaml.AliasToken)
-            depth += isinstance(token, OPENING) - isinstance(token, CLOSING)
-            if depth > MAX_DEPTH:
-                raise ConfigError(f"{path}: YAML nested more than {MAX_DEPTH} deep.")
-            if isinstance(token, yaml.TagToken) and token.value[1].startswith("python/"):
-                raise ConfigError(f"{path}: the tag !!{token.value[1]} is refused.")
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not readable as YAML: {str(error).splitlines()[0]}") from error
-    if aliases > MAX_YAML_ALIASES:
-        raise ConfigError(f"{path}: {aliases} aliases; at most {MAX_YAML_ALIASES} are read.")
-
-
-def redact_folder(folder: Path) -> None:
-    """Blot out secret values in every file below a folder, byte for byte, so that offsets and lengths stay."""
-    secrets = {secret.encode() for secret in secret_values()}
-    for path in folder.rglob("*") if secrets else ():
-        if path.is_file() and not path.is_symlink():
-            data = path.read_bytes()
-            clean = data
-            for secret in secrets:
-                clean = clean.replace(secret, b"*" * len(secret))
-            if clean != data:
-                path.write_bytes(clean)

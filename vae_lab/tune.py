@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from rich.console import Console
 
+from vae_lab import places
 from vae_lab.config import bounded, typed
 from vae_lab.console import say
 from vae_lab.errors import ConfigError, DataError, StorageError
@@ -154,6 +155,7 @@ def _tune(launch: Launch, folder: Path, arguments: Sequence[str], options: Searc
         return [_mean([metric(results, options.metric) for results in row]) for row in rows]
 
     earlier = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name in ("COMPLETE", "RUNNING")]
+    _check_found(earlier, space, folder)
     if earlier:
         values = train([(trial.number, trial.params) for trial in earlier])
         for frozen, value in zip(earlier, values, strict=True):
@@ -195,6 +197,13 @@ def database_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
+def _check_found(trials: "Sequence[optuna.trial.FrozenTrial]", space: dict[str, Any], folder: Path) -> None:
+    """Raise `ConfigError` for trials that this search cannot have asked for: they would become overrides of a command line."""
+    for trial in trials:
+        if any(space.get(key) != distribution for key, distribution in trial.distributions.items()):
+            raise ConfigError(f"{folder / DATABASE}: trial {trial.number} is of another search. Choose another hydra.sweep.dir.")
+
+
 def metric(results: dict[str, Any] | None, name: str) -> float | None:
     """'val/elbo' of a run's results; elbo is -(nll + kl) where it is not written. None for a run that did not end well."""
     if results is None or results["status"] not in FINISHED:
@@ -230,6 +239,7 @@ def _open(folder: Path, options: SearchOptions) -> "optuna.Study":
     """The study of a folder, new or as a killed search left it; refuses another search space or metric."""
     import optuna
 
+    places.check_plain(folder / f"{DATABASE}{suffix}" for suffix in ("", "-journal", "-wal", "-shm"))
     study = optuna.create_study(
         study_name="vae_lab",
         storage=f"sqlite:///{(folder / DATABASE).absolute()}",

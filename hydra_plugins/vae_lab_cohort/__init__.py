@@ -40,14 +40,14 @@ class CohortLauncher(Launcher):
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         interrupts.install()
-        folder = Path(self.config.hydra.sweep.dir)
+        folder = Path(self.config.hydra.sweep.dir).absolute()
         workers = warm_up(folder, str(self.config.device), len(job_overrides), self.options)
         composer = Composer(self.hydra_context.config_loader, self.config)
         with one_message():
             composed = []
             for i, overrides in enumerate(job_overrides):
                 with composing(f"job {initial_job_idx + i} ({' '.join(overrides)})"):
-                    composed.append(_placed(composer.job(overrides), initial_job_idx + i))
+                    composed.append(_placed(composer.job(overrides), initial_job_idx + i, folder))
             results = lead(
                 folder,
                 [(config, folder) for config, folder, _ in composed],
@@ -58,12 +58,11 @@ class CohortLauncher(Launcher):
         return [_job_return(config, full, result) for (config, _, full), result in zip(composed, results, strict=True)]
 
 
-def _placed(full: DictConfig, number: int) -> tuple[DictConfig, Path, DictConfig]:
-    """A job's own config, its folder, and all with its number."""
-    with open_dict(full):
-        full.hydra.job.id = full.hydra.job.num = number
-    HydraConfig.instance().set_config(full)
-    folder = Path(str(full.hydra.sweep.dir)) / str(full.hydra.sweep.subdir)
+def _placed(full: DictConfig, number: int, root: Path) -> tuple[DictConfig, Path, DictConfig]:
+    """A job's own config, its folder, and all with its number; checked, since every job may resolve to something else."""
+    from vae_lab.security import check_job
+
+    folder = check_job(full, root, number)
     task = OmegaConf.masked_copy(full, [str(key) for key in full if key != "hydra"])
     return task, folder, full
 

@@ -1,5 +1,6 @@
 """Hydra's way to `vae_lab.tune`: a thin shell, since Hydra imports its plugins on every start."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,24 @@ class OptunaSweeper(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keep what `sweep` needs."""
-        self.config = config
+        self.config, self.loader = config, hydra_context.config_loader
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
     def sweep(self, arguments: list[str]) -> Any:
         """Search; returns the best trial's parameters."""
-        from vae_lab.entry import one_message
+        from vae_lab.composer import Composer
+        from vae_lab.entry import check_composed, one_message
         from vae_lab.tune import tune
 
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / "multirun.yaml")
+
+        def launch(jobs: Sequence[Sequence[str]], first: int) -> Sequence[Any]:
+            check_composed(Composer(self.loader, self.config), jobs, folder, first)
+            return self.launcher.launch(jobs, first)
+
         with one_message():
-            return tune(self.launcher.launch, folder, arguments, self.options)
+            return tune(launch, folder, arguments, self.options)

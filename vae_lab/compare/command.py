@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vae_lab.errors import ConfigError
+from vae_lab.places import check_plain
 from vae_lab.run_dir import RunDir, write_atomic
 
 
@@ -107,6 +108,7 @@ def write(report: Any, out: Path, links: bool = True) -> list[str]:
     from vae_lab.compare.chart import legend
 
     folder = out.parent
+    check_plain([folder / "figures"])  # what is there may come from anywhere, and lead anywhere
     write_atomic(folder / "runs.csv", tables.csv(tables.runs(report.records, [p.section for p in report.parts], report.by, folder)))
     write_atomic(folder / "summary.csv", tables.csv(tables.summary(report.comparisons, report.by)))
     write_atomic(

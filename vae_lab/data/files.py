@@ -1,6 +1,7 @@
 """Image files: one as pixels, or why there are none; the classes of a folder of them."""
 
 import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,6 +27,8 @@ def read_image(path: Path, shape: ImageShape, resize: bool, convert: bool) -> np
     """
     channels, height, width = shape
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its writer
+            return "not a regular file"
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 return f"{image.width}x{image.height} pixels, at most {MAX_PIXELS:,} are read"

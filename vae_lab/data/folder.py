@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ from vae_lab.errors import ConfigError, DataError
 from vae_lab.registry import register
 
 SHOWN = 10
+log = logging.getLogger(__name__)
 CHUNK = 2048  # images decoded before they are written
 
 
@@ -73,6 +75,8 @@ class Folder(Dataset):
         except OSError as error:
             raise DataError(f"data.root={root}: cannot read {error.filename}: {error.strerror}.") from error
         paths = [path for path, _, _ in found]
+        if out := links_out(root, paths):
+            log.warning("data.root=%s: %d of %d images are links out of it: %s", root, len(out), len(paths), first_of(out, SHOWN))
         if not paths:
             raise DataError(f"data.root={root}: no {', '.join(SUFFIXES)} files below it.")
         source = hashlib.sha256(json.dumps(found).encode()).hexdigest()
@@ -121,6 +125,13 @@ class Folder(Dataset):
 
     def _read_one(self, path: Path) -> np.ndarray | str:
         return read_image(path, self.image_shape, self.config.resize, self.config.convert)
+
+
+def links_out(root: Path, paths: Sequence[str]) -> list[str]:
+    """Those of `paths` below `root` that are links to places outside of it: 'a.png (to /x/b.png)'."""
+    real = os.path.realpath(root)
+    links = ((path, os.path.realpath(root / path)) for path in paths if os.path.islink(root / path))  # noqa: PTH114
+    return [f"{path} (to {target})" for path, target in links if not target.startswith(f"{real}{os.sep}")]
 
 
 def _scan(root: str, below: str = "") -> Iterator[tuple[str, int, int]]:

@@ -8,6 +8,7 @@ import yaml
 
 from vae_lab.config import flatten
 from vae_lab.errors import ConfigError, DataError
+from vae_lab.places import is_own_file
 from vae_lab.reading import CHECKPOINTS, read_config, read_results
 from vae_lab.run_dir import RunDir
 from vae_lab.tasks.command import say_written
@@ -33,7 +34,8 @@ UNITS = {
 NEEDED = (
     "beta", "beta_eff", "parameters", "epochs", "best_epoch", "time", "environment", "fingerprint", "data_digest",
 )  # fmt: skip
-HIDDEN = ("data.root", "resume", "resume_allow", "tracking", "device", "evaluation")  # of this machine, or of no meaning elsewhere
+# Of this machine, or of no meaning elsewhere
+HIDDEN = ("data.root", "data.cache", "resume", "resume_allow", "tracking", "device", "evaluation")
 
 
 def command(arguments: argparse.Namespace) -> int:
@@ -94,7 +96,7 @@ def _metadata(cfg: dict[str, Any], test: dict[str, float], license: str | None) 
 
 
 def _pictures(run_dir: RunDir) -> list[str]:
-    found = [(name, title) for name, title in PICTURES.items() if (run_dir.figures / f"{name}.png").is_file()]
+    found = [(path.stem, PICTURES[path.stem]) for path in card_files(run_dir)]
     lines = [f"![{title}]({run_dir.figures.name}/{name}.png)\n\n*{title}.*" for name, title in found]
     return ["## Pictures", *lines] if lines else []
 
@@ -133,5 +135,5 @@ def _number(value: int | float) -> str:
 
 
 def card_files(run_dir: RunDir) -> list[Path]:
-    """Everything that the card shows, below the run directory."""
-    return [path for name in PICTURES if (path := run_dir.figures / f"{name}.png").is_file()]
+    """Everything that the card shows: files of the run directory, no links out of it."""
+    return [path for name in PICTURES if is_own_file(run_dir.path, path := run_dir.figures / f"{name}.png")]

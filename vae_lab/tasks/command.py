@@ -24,9 +24,13 @@ def add_commands(commands: Any) -> None:
 
 def open_run(arguments: argparse.Namespace) -> "TrainedRun":
     """Load the run that a command names, with a progress bar for what takes long on a terminal."""
+    from vae_lab.places import check_plain
+    from vae_lab.run_dir import RunDir
     from vae_lab.tasks.progress import Bar
     from vae_lab.trained import load
 
+    run_dir = RunDir(arguments.run_dir)
+    check_plain([run_dir.tasks, run_dir.export])
     return load(arguments.run_dir, arguments.checkpoint, arguments.device, Bar())
 
 

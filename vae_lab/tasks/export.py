@@ -70,7 +70,8 @@ def command(arguments: argparse.Namespace) -> int:
 
 def export_safetensors(run: TrainedRun) -> dict[str, bytes]:
     """All parameters and buffers, with the run's config as JSON in the header."""
-    config = run.config | {"data": {key: value for key, value in run.config["data"].items() if key != "root"}}
+    data = {key: value for key, value in run.config["data"].items() if key not in ("root", "cache")}
+    config = run.config | {"data": data}
     return {"model.safetensors": safetensors.torch.save(_state(run), {"format": "pt", "vae_lab_config": json.dumps(config)})}
 
 

@@ -45,7 +45,8 @@ def write_all(files: Mapping[Path, Writer]) -> list[Path]:
             with storage_errors(path):
                 made += [folder for folder in reversed(path.parents) if not folder.exists()]
                 path.parent.mkdir(parents=True, exist_ok=True)
-                with temporaries[path].open("wb") as file:
+                temporaries[path].unlink(missing_ok=True)
+                with temporaries[path].open("xb") as file:  # never through a link that somebody left there
                     writer(file)
                     file.flush()
                     os.fsync(file.fileno())

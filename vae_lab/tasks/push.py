@@ -6,8 +6,10 @@ from pathlib import Path
 
 import yaml
 
-from vae_lab import security
+from vae_lab import secrecy
+from vae_lab.checkpoint import MANIFEST, MODEL, TRAINING
 from vae_lab.errors import ConfigError, DataError, ServiceError
+from vae_lab.places import is_own_file
 from vae_lab.reading import CHECKPOINTS, read_config
 from vae_lab.run_dir import RunDir
 from vae_lab.tasks.card import card, card_files
@@ -15,6 +17,7 @@ from vae_lab.tasks.command import say
 from vae_lab.tasks.export import needs
 from vae_lab.trained import load
 
+HERE = {"root": "data", "cache": None}  # of `data`, instead of this machine's paths
 REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
@@ -23,7 +26,10 @@ def command(arguments: argparse.Namespace) -> int:
     if not REPO.fullmatch(arguments.repo):
         raise ConfigError(f"{arguments.repo}: a repository is USER/NAME, of letters, digits, '-', '_' and '.'.")
     load(arguments.run_dir, device="cpu")  # nobody wants weights that do not load
-    files = contents(RunDir(arguments.run_dir), arguments.repo, arguments.license)
+    run_dir = RunDir(arguments.run_dir)
+    files = contents(run_dir, arguments.repo, arguments.license)
+    for path in left_out(run_dir, files):
+        say(f"left out: {path.relative_to(run_dir.path)}")
     total = sum(map(len, files.values()))
     if arguments.dry_run:
         for name, data in files.items():
@@ -38,29 +44,36 @@ def command(arguments: argparse.Namespace) -> int:
 def contents(run_dir: RunDir, repo: str, license: str | None = None) -> dict[str, bytes]:
     """What is uploaded, by its name in the repository: the card, and all that `vae_lab.load` needs.
 
-    The config goes without `data.root`, a path of this machine. Neither the log, W&B's files nor the state of the optimiser go.
+    The config goes without the paths of this machine. Neither the log, W&B's files nor the state of the optimiser go.
 
     Raises:
         ConfigError: a file holds the value of a secret environment variable.
-        DataError: a file is not readable.
+        DataError: a file is missing, not readable, or no file of this run directory but a link to one elsewhere.
     """
     cfg = read_config(run_dir)
-    if "root" in cfg["data"]:
-        cfg["data"]["root"] = "data"
+    cfg["data"] |= {key: here for key, here in HERE.items() if key in cfg["data"]}
     files = {
         run_dir.card.name: card(run_dir, license, repo).encode(),
         run_dir.config.name: yaml.safe_dump(cfg, sort_keys=False, allow_unicode=True).encode(),
     }
-    weights = sorted(path for path in (run_dir.checkpoints / CHECKPOINTS[0]).iterdir() if path.is_file())
+    weights = [run_dir.checkpoints / CHECKPOINTS[0] / name for name in (MANIFEST, MODEL, TRAINING)]
     for path in (run_dir.results, run_dir.metrics, *weights, *card_files(run_dir)):
+        if not is_own_file(run_dir.path, path):
+            raise DataError(f"{path}: missing, a link, or no regular file; nothing was uploaded.")
         try:
             files[path.relative_to(run_dir.path).as_posix()] = path.read_bytes()
         except OSError as error:
             raise DataError(f"{path}: {error.strerror or error}.") from error
     for name, data in files.items():
-        if any(secret.encode() in data for secret in security.secret_values()):
+        if any(secret.encode() in data for secret in secrecy.secret_values()):
             raise ConfigError(f"{name} holds the value of a secret environment variable; nothing was uploaded.")
     return files
+
+
+def left_out(run_dir: RunDir, files: dict[str, bytes]) -> list[Path]:
+    """What lies beside the files that are uploaded: of no known name, or links, which may lead out of the run directory."""
+    beside = [*(run_dir.checkpoints / CHECKPOINTS[0]).iterdir(), *(run_dir.figures.iterdir() if run_dir.figures.is_dir() else ())]
+    return sorted(path for path in beside if path.relative_to(run_dir.path).as_posix() not in files)
 
 
 def upload(files: dict[str, bytes], repo: str, private: bool) -> str:

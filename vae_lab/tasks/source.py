@@ -17,6 +17,7 @@ from vae_lab.data.base import Binarize, bernoulli_pixels
 from vae_lab.data.files import SUFFIXES, class_labels, first_of, read_image
 from vae_lab.entry import compose_checked
 from vae_lab.errors import ConfigError, DataError, did_you_mean
+from vae_lab.reading import data_here
 from vae_lab.registry import names
 from vae_lab.trained import TrainedRun
 
@@ -105,9 +106,11 @@ def data_config(run: TrainedRun, name: str, classes: list[int] | None = None) ->
     """
     own = run.config["data"]
     cfg = dict(own)
-    if name != own["name"] or ("root" in own and not Path(own["root"]).expanduser().is_dir()):
+    if name != own["name"] or {"root", "cache", "download"} & own.keys():
         here = to_plain(compose_checked([f"data={name}"])[0])["data"]
-        cfg = here | {"binarize": own["binarize"]} if name != own["name"] else cfg | {"root": here["root"]}
+        cfg = here | {"binarize": own["binarize"]} if name != own["name"] else data_here(own, here)
+        if "root" in cfg and not Path(cfg["root"]).expanduser().is_dir():
+            cfg["root"] = here["root"]
     return cfg if classes is None else cfg | {"classes": classes}
 
 

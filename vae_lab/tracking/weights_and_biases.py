@@ -16,7 +16,7 @@ from typing import Any
 from vae_lab.config import bounded, flatten
 from vae_lab.interrupt import interrupts
 from vae_lab.registry import register
-from vae_lab.security import redact_folder
+from vae_lab.secrecy import redact_folder
 from vae_lab.tracking.base import RunFacts, Tracker
 
 log = logging.getLogger(__name__)
