@@ -160,7 +160,7 @@ def test_d2_no_room_for_hydras_files(command, small_disk, tmp_path: Path) -> Non
 
 def test_d2_a_run_log_that_cannot_be_opened(command, tmp_path: Path) -> None:
     (tmp_path / "run" / "run.log").mkdir(parents=True)
-    assert "run/run.log: Is a directory" in one_message(command(*TINY, f"hydra.run.dir={tmp_path}/run"), 6)
+    assert "run/run.log: a folder, where a run has a file" in one_message(command(*TINY, f"hydra.run.dir={tmp_path}/run"), 2)
 
 
 def test_d2_no_room_for_a_sweeps_files(command, small_disk) -> None:

@@ -177,7 +177,7 @@ def check_training(path: Path, training: dict[str, Any], system: "System") -> No
         parameters = dict(system.named_parameters())
         problems += [f"missing {name}" for name in parameters if optimizer and name not in optimizer]
     except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: not what a run goes on from ({type(error).__name__}: {error}).") from error
+        raise CheckpointError(f"{path}: not what a run wrote ({type(error).__name__}: {error}).") from error
     if problems:
         raise CheckpointError(f"{path}: optimiser state of another model: {_first(problems)}.")
     _check_numbers(path, {f"optimiser state {key}": (part, ~part.isnan()) for key, (part, _) in moments.items()})
