@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,12 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--metric", help="number to rank by (default: test/elbo; test/nll where no run has an ELBO)")
     command.add_argument("--direction", choices=("higher", "lower"), help="what is better, for a metric of which it is not known")
     command.add_argument(
+        "--least-difference",
+        type=least_difference,
+        metavar="X",
+        help="in the metric's unit: nothing that differs by less is called better (default: 0.1 %% of the metric's scale)",
+    )
+    command.add_argument(
         "--out", type=Path, metavar="FILE.html", help="the page; the rest lies beside it (default: DIR/report.html)"
     )
     command.add_argument("--title", help="of the page (default: the names of the folders)")
@@ -30,6 +37,21 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--wandb", metavar="ENTITY/PROJECT", help="upload what is offline, and publish a W&B report there")
     command.add_argument("--wandb-dry-run", type=Path, metavar="FILE", help="write that report's specification instead, offline")
     command.set_defaults(run=run)
+
+
+def least_difference(text: str) -> float:
+    """A finite number that is not negative.
+
+    Raises:
+        argparse.ArgumentTypeError: it is something else.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: must be a number from 0, in the metric's unit")
+    return value
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -43,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     by = [key.strip() for key in (arguments.by or "").split(",") if key.strip()]
     out = output_path(arguments.out, arguments.folders)
     with console.status("reading runs ..."):
-        report = build(arguments.folders, by, arguments.metric, arguments.direction)
+        report = build(arguments.folders, by, arguments.metric, arguments.direction, arguments.least_difference)
     report.title = arguments.title or report.title
     if arguments.wandb_dry_run is not None and arguments.wandb is None:
         raise ConfigError("--wandb-dry-run names a file only; say --wandb ENTITY/PROJECT too.")

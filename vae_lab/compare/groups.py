@@ -5,18 +5,20 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from vae_lab.compare.collect import Record
 from vae_lab.compare.metrics import Metric
+from vae_lab.config import FREE_KEYS
 from vae_lab.errors import ConfigError, did_you_mean
 
 SHORT = {
     "model": "model.variant",
     "loss": "loss.name",
     "latent_dim": "latent_dim",
+    "objective": "objective.name",  # before its beta, which it decides
     "beta": "objective.beta",
-    "objective": "objective.name",
     "network": "network.name",
     "hidden_dims": "hidden_dims",
     "data": "data.name",
@@ -26,9 +28,11 @@ SHORT = {
     "scheduler": "scheduler.name",
 }
 # Keys that cannot change a run's numbers, or only repeat another one
-IGNORED = ("name", "seed", "device", "resume", "resume_allow", "model.name", "model.latent_dim", "network.hidden_dims")
-IGNORED_GROUPS = ("tracking.", "data.root", "data.download")
 PICTURES = ("figures", "num_images", "manifold_steps", "manifold_range", "batch_size")  # evaluation keys that move no number
+IGNORED = ("seed", "model.name", "model.latent_dim", "network.hidden_dims", *(f"evaluation.{key}" for key in PICTURES))
+FREE_GROUPS = tuple(f"{key}." for key in FREE_KEYS)
+# Of runs that do not say what their likelihood is (before results.json had `scale`): its class, by loss; else the loss itself
+LIKELIHOODS = {"mse": "density", "gaussian": "density"}
 
 
 @dataclass(eq=False)
@@ -40,6 +44,7 @@ class Group:
     records: list[Record]
     expected_seeds: list[int] = field(default_factory=list)  # those that this group's sweep has somewhere
     missing_seeds: list[int] = field(default_factory=list)
+    seeds_of_root: dict[Path, set[int]] = field(default_factory=dict)  # of each sweep that has runs of its section
     index: int = 0  # position in its section: decides its colour
 
     def usable(self, metric: str) -> list[Record]:
@@ -74,7 +79,7 @@ class Group:
 class Section:
     """Runs whose numbers are on one scale."""
 
-    scale: dict[str, str]  # what they have in common: data, digest, binarisation, likelihood, evaluation
+    scale: dict[str, str]  # what they have in common: data, test images, class of likelihood, evaluation
     records: list[Record]
     groups: list[Group] = field(default_factory=list)
     title: str = ""
@@ -98,8 +103,13 @@ def varied(records: Iterable[Record]) -> list[str]:
     return [
         short_key(key)
         for key in keys
-        if key not in IGNORED and not key.startswith(IGNORED_GROUPS) and len({_text(config.get(key)) for config in configs}) > 1
+        if matters(key) and len({_text(config.get(key)) for config in configs}) > 1
     ]
+
+
+def matters(key: str) -> bool:
+    """Whether a config key may change a run's numbers, and is not said by another one."""
+    return key not in IGNORED and key not in FREE_KEYS and not key.startswith(FREE_GROUPS)
 
 
 def default_by(records: Sequence[Record]) -> tuple[list[str], list[str]]:
@@ -131,17 +141,64 @@ def check_by(by: Sequence[str], records: Iterable[Record]) -> list[str]:
     return list(dict.fromkeys(short_key(key) for key in by))
 
 
-def scale_of(record: Record, metric: Metric, digests: dict[str, str]) -> dict[str, str]:
-    """What decides the scale of a metric; runs that agree in all of it may be ranked together."""
+@dataclass(frozen=True)
+class _Images:
+    """What is known of test images and likelihoods from the runs that say it, for those that do not (failed, or of old)."""
+
+    by_data: dict[str, str]  # config of the data: digest of the images
+    by_digest: dict[tuple[str, str], str]  # digest of the data set, binarisation: the same
+    likelihoods: dict[tuple[str, str], str]  # loss, binarisation: class of likelihood
+
+    @classmethod
+    def of(cls, records: Iterable[Record]) -> "_Images":
+        known = cls({}, {}, {})
+        for record in sorted(records, key=lambda record: not _said(record)):  # what runs say goes before what is derived
+            digest, loss, binarize = _decides(record)
+            if digest:
+                known.by_digest.setdefault((digest, binarize), str(_said(record).get("images") or f"{digest} {binarize}"))
+                known.by_data.setdefault(_data_key(record), known.images(record))
+            known.likelihoods.setdefault((loss, binarize), str(_said(record).get("likelihood") or _likelihood(loss, binarize)))
+        return known
+
+    def images(self, record: Record) -> str:
+        """The test images of a run as it says, or as others say of its data set."""
+        digest, _, binarize = _decides(record)
+        said, data = _said(record).get("images"), _data_key(record)
+        return str(said or self.by_digest.get((digest, binarize)) or self.by_data.get(data, data))
+
+    def likelihood(self, record: Record) -> str:
+        """Its class of likelihood, in the same way."""
+        return str(_said(record).get("likelihood") or self.likelihoods[_decides(record)[1:]])
+
+
+def _decides(record: Record) -> tuple[str, str, str]:
+    """Digest of the data set (empty: unknown), loss and binarisation."""
     config = record.config
-    data = _data_key(record)
-    scale = {
-        "data": str(config.get("data.name")),
-        "data digest": str(record.results.get("data_digest") or digests.get(data, data)),
-        "binarize": str(config.get("data.binarize")),
-    }
+    return str(record.results.get("data_digest") or ""), str(config.get("loss.name")), str(config.get("data.binarize"))
+
+
+def _said(record: Record) -> dict[str, Any]:
+    scale = record.results.get("scale")
+    return scale if isinstance(scale, dict) else {}
+
+
+def _likelihood(loss: str, binarize: str) -> str:
+    if loss == "bce":
+        return "cross_entropy" if binarize == "none" else "binary"
+    return LIKELIHOODS.get(loss, loss)
+
+
+def scale_of(record: Record, metric: Metric, known: _Images) -> dict[str, str]:
+    """What decides the scale of a metric; runs that agree in all of it may be ranked together.
+
+    The test images as they are evaluated, and the class of the likelihood: two densities of the same pixels are on one scale,
+    whatever their names; a bound on log p(x given y) and one on log p(x) are not.
+    """
+    config, said = record.config, _said(record)
+    scale = {"data": str(config.get("data.name")), "images": known.images(record)}
     if metric.needs_likelihood:
-        scale["loss"] = str(config.get("loss.name"))
+        scale["likelihood"] = known.likelihood(record)
+        scale["bound"] = "on p(x given y)" if said.get("conditional") else "on p(x)"
     if metric.needs_objective:
         scale |= {key: str(value) for key, value in sorted(config.items()) if key.startswith("objective.")}
     for key, value in sorted(config.items()):
@@ -153,16 +210,16 @@ def scale_of(record: Record, metric: Metric, digests: dict[str, str]) -> dict[st
 def sections(records: Sequence[Record], by: Sequence[str], metric: Metric) -> list[Section]:
     """Comparable runs together, the largest section first, each with its groups in the order of their values."""
     configured = [record for record in records if record.config]
-    digests = {_data_key(record): str(record.results["data_digest"]) for record in configured if record.results.get("data_digest")}
+    known = _Images.of(configured)
     found: dict[str, Section] = {}
     for record in configured:
-        scale = scale_of(record, metric, digests)
+        scale = scale_of(record, metric, known)
         found.setdefault(_text(scale), Section(scale, [])).records.append(record)
     ordered = sorted(found.values(), key=lambda section: -len(section.records))
     several = [key for key in dict.fromkeys(key for section in ordered for key in section.scale) if _differs(key, ordered)]
     for number, section in enumerate(ordered):
-        names = [f"{section.scale[key]}" for key in ("data", "loss") if key in section.scale]
-        names += [f"{key} {section.scale.get(key, 'none')}" for key in several if key not in ("data", "loss")]
+        names = [section.scale[key].replace("_", "-") for key in ("data", "likelihood") if key in section.scale]
+        names += [f"{key} {section.scale.get(key, 'none')}" for key in several if key not in ("data", "likelihood")]
         section.title = ", ".join(names)
         section.slug = f"section{number + 1}_" if len(ordered) > 1 else ""
         section.groups = _groups(section.records, by)
@@ -190,13 +247,14 @@ def _groups(records: Sequence[Record], by: Sequence[str]) -> list[Group]:
     words = [list(dict.fromkeys(group.values[i] for group in groups)) for i in range(len(by))]
     groups.sort(key=lambda group: [_order(value, words[i].index(value)) for i, value in enumerate(group.values)])
     shown = [i for i in range(len(by)) if len({_text(group.values[i]) for group in groups}) > 1] or list(range(len(by)))
-    seeds_of_root: dict[Any, set[int]] = {}
+    seeds_of_root: dict[Path, set[int]] = {}
     for record in records:
         seeds_of_root.setdefault(record.root, set()).add(record.seed)
     for index, group in enumerate(groups):
         group.index = index
         parts = [part_label(by[i], group.values[i], group) for i in shown]
         group.label = " · ".join(part for part in parts if part) or "all runs"
+        group.seeds_of_root = seeds_of_root
         group.expected_seeds = sorted(set().union(*(seeds_of_root[record.root] for record in group.records)))
         have = {record.seed for record in group.records if record.usable}
         group.missing_seeds = [seed for seed in group.expected_seeds if seed not in have]
@@ -227,7 +285,7 @@ def part_label(key: str, value: Any, group: Group | None = None) -> str:
 
 def _data_key(record: Record) -> str:
     config = {key: value for key, value in record.config.items() if key.startswith("data.")}
-    return _text({key: value for key, value in config.items() if not key.startswith(IGNORED_GROUPS)})
+    return _text({key: value for key, value in config.items() if key not in FREE_KEYS})
 
 
 def _text(value: Any) -> str:

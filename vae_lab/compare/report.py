@@ -41,8 +41,17 @@ class Report:
         return [found for part in self.parts for found in part.comparisons]
 
 
-def build(folders: Sequence[Path], by: Sequence[str] = (), metric: str | None = None, direction: str | None = None) -> Report:
+def build(
+    folders: Sequence[Path],
+    by: Sequence[str] = (),
+    metric: str | None = None,
+    direction: str | None = None,
+    least: float | None = None,
+) -> Report:
     """Read the runs below `folders` and compare them; `by` defaults to what was swept, `metric` to the ELBO where there is one.
+
+    Differences below `least` are not called better; None: below a thousandth of the metric's scale. Claims are made about
+    `metric` alone, and all sections share one rate of false claims.
 
     Raises:
         ConfigError: no runs, none that ended well, an unknown key or metric.
@@ -59,8 +68,13 @@ def build(folders: Sequence[Path], by: Sequence[str] = (), metric: str | None = 
     if by:
         implied = [key for key in groups.varied(records) if key not in keys]
     parts = []
-    for section in groups.sections(records, keys, chosen):
-        compared = [analysis.compare(section, one, keys) for one in analysis.metrics_of(section, chosen)]
+    sections = groups.sections(records, keys, chosen)
+    families = sum(sum(bool(group.usable(chosen.name)) for group in section.groups) > 1 for section in sections)
+    for section in sections:
+        compared = [
+            analysis.compare(section, one, keys, families if one == chosen else 0, least if one == chosen else None)
+            for one in analysis.metrics_of(section, chosen)
+        ]
         comparisons = [found for found in compared if found is not None]
         parts.append(Part(section, comparisons, _charts(section, comparisons, keys, implied)))
     findings = audit.examine(records, [part.section for part in parts], keys)

@@ -16,8 +16,12 @@ from vae_lab.compare.report import Report
 from vae_lab.compare.statistics import Pair
 
 VERDICTS = {
-    "better": "beyond noise",
+    "better": "better",
     "noise": "may be noise",
+    "small": "too small to matter",
+    "images": "may be the test images",
+    "lost": "runs are lost",
+    "unclaimed": "estimate",
     "constant": "same in every seed",
     "equal": "equal",
     "untested": "not tested",
@@ -44,6 +48,7 @@ def comparison(found: Comparison, looks: Sequence[Style]) -> dict[str, Any]:
     return {
         "metric": found.metric,
         "words": sentences(found),
+        "claims": found.claims,
         "rows": [_row(found, group, digits) | look(looks[group.index]) for group in found.groups],
         "without": [group.label for group in found.without],
         "pairs": [_pair(pair, digits) for pair in found.pairs],
@@ -89,10 +94,11 @@ def _pair(pair: Pair, digits: int) -> dict[str, Any]:
         "b": pair.b,
         "n": pair.n,
         "gain": number(pair.gain, digits),
-        "t": between(pair.low, pair.high),
-        "boot": between(pair.boot_low, pair.boot_high),
+        "interval": between(pair.low, pair.high),
+        "seeds_error": "" if math.isnan(pair.error) else number(pair.error, digits + 1),
+        "images_error": "" if math.isnan(pair.image_error) else number(pair.image_error, digits + 1),
         "p": probability(pair.p).removeprefix("p ").removeprefix("= "),
-        "holm": probability(pair.p_holm).removeprefix("p ").removeprefix("= "),
+        "family": probability(pair.p_family).removeprefix("p ").removeprefix("= "),
         "wilcoxon": probability(pair.p_wilcoxon).removeprefix("p ").removeprefix("= "),
         "verdict": VERDICTS[pair.verdict],
         "kind": pair.verdict,

@@ -77,10 +77,13 @@ def summary(comparisons: Sequence[Comparison], by: Sequence[str]) -> pd.DataFram
                     "beta_eff": group.beta_eff,
                     "seeds": int(row["n"]),
                     "seeds_planned": len(group.expected_seeds),
+                    "lost": found.losses[group.label].words or None,
                 }
                 | {key: row[key] for key in ("mean", "sd", "low", "high", "rank", "wins")}
                 | {"standing": standing(found, group)[1], "behind_best": pair.gain if pair else None}
-                | {"p": pair.p if pair else None, "p_holm": pair.p_holm if pair else None}
+                | {"p": pair.p if pair else None, "p_family": pair.p_family if pair else None}
+                | {"error_seeds": pair.error if pair else None, "error_images": pair.image_error if pair else None}
+                | {"claims": found.claims, "least_difference": found.least}
                 | {"train_s": group.mean("time/train_s"), "parameters": group.mean("parameters")}
             )
     return pd.DataFrame(rows)

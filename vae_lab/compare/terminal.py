@@ -13,7 +13,7 @@ from vae_lab.compare.audit import KINDS, Finding, lost
 from vae_lab.compare.collect import Record
 from vae_lab.compare.groups import Group
 
-COLOURS = {"best": "bold green", "worse": "", "noise": "yellow", "untested": "dim"}
+COLOURS = {"best": "bold green", "worse": "", "": "", "noise": "yellow", "untested": "dim"}
 MAX_ROWS, MAX_LINES = 24, 12
 WIDE = 110  # columns of a terminal from which the table has everything
 
@@ -59,7 +59,7 @@ def _row(found: Comparison, group: Group) -> tuple[str, dict[str, str]]:
         "seeds": group.seeds,
         "mean": number(row["mean"], digits) + spread,
         "against the best": words,
-        "p": "" if pair is None else probability(pair.p_holm).removeprefix("p ").removeprefix("= "),
+        "p": "" if pair is None else probability(pair.p_family).removeprefix("p ").removeprefix("= "),
         "rank": "" if math.isnan(row["rank"]) else f"{row['rank']:.2f}",
         "beta_eff": "" if group.beta_eff is None else f"{group.beta_eff:.3g}",
         "train": seconds(group.mean("time/train_s")),
