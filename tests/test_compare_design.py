@@ -265,7 +265,7 @@ def test_b7_a_millionth_is_no_difference(tmp_path: Path) -> None:
     found = compared(tmp_path)
     assert found.least == pytest.approx(0.025)  # a thousandth of the ELBO
     assert verdicts(found) == {("a", "b"): "small"}
-    assert "Ahead by less than the least difference of interest, 0.025 nats per image: b (by 0.0000009)" in words(found)
+    assert "Ahead by less than the least difference of interest, 0.025 nats per image: b (by 0.000001)" in words(found)
     assert verdicts(compared(tmp_path, least=0.0)) == {("a", "b"): "better"}
 
 

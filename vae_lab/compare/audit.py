@@ -72,13 +72,13 @@ def _copies(records: Sequence[Record]) -> list[Finding]:
             if not name.startswith("time/") and not math.isclose(value, first.numbers.get(name, math.nan), rel_tol=TOLERANCE)
         ]
         same = "with the same numbers" if not other else f"but with other numbers ({', '.join(other[:4])})"
-        text = f"{record.path} has the config of {first.path}, {same}; only the latter counts."
+        text = f"{record.where} has the config of {first.where}, {same}; only the latter counts."
         found.append(Finding("copies", text))
     return found
 
 
 def _files(records: Sequence[Record]) -> list[Finding]:
-    return [Finding("files", f"{record.path}: {problem}.") for record in records for problem in record.problems]
+    return [Finding("files", f"{record.where}: {problem}.") for record in records for problem in record.problems]
 
 
 def _of_section(section: Section, by: Sequence[str]) -> list[tuple[str, str]]:

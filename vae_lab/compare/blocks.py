@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from scipy import stats
+from scipy import interpolate, stats
 
 UNEQUAL = 0.15  # p of a test for equal variances below which groups are taken at their own; chosen by simulation
 NULL_NUMBERS = 2_000_000  # normal draws behind the tests for equal variances
-TABULATED = 64  # studentised ranges that are integrated one by one; more are read off a table
+TABULATED = 32  # studentised ranges that are integrated one by one; more are read off a table
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,9 @@ def family_p(t: np.ndarray, groups: int, df: float) -> np.ndarray:
     q = np.minimum(t * math.sqrt(2), 1e4)
     if q.size <= TABULATED:
         return np.clip(stats.studentized_range.sf(q, groups, df), 0, 1)
-    grid = np.linspace(q.min(), q.max(), TABULATED) if q.max() < 20 else np.geomspace(max(q.min(), 1e-3), q.max(), TABULATED)
+    grid = np.geomspace(max(q.min(), 1e-2), max(q.max(), 2e-2), TABULATED)
     known = np.clip(stats.studentized_range.sf(grid, groups, df), 1e-15, 1)
-    return np.exp(np.interp(q, grid, np.log(known)))
+    return np.exp(interpolate.pchip_interpolate(grid, np.log(known), np.clip(q, grid[0], grid[-1])))
 
 
 def mean_errors(found: Fit, alpha: float) -> np.ndarray:

@@ -9,6 +9,7 @@ from vae_lab.compare.analysis import Comparison
 from vae_lab.compare.audit import Finding
 from vae_lab.compare.chart import Chart
 from vae_lab.compare.collect import Record, collect
+from vae_lab.compare.foreign import printable
 from vae_lab.compare.groups import Section
 from vae_lab.compare.metrics import Metric
 from vae_lab.errors import ConfigError
@@ -60,7 +61,7 @@ def build(
     usable = [record for record in records if record.usable]
     if not usable:
         states = ", ".join(f"{record.name}: {record.state}" for record in records[:5])
-        raise ConfigError(f"{folders[0]}: none of {len(records)} runs ended with numbers to compare ({states}).")
+        raise ConfigError(f"{printable(str(folders[0]))}: none of {len(records)} runs ended with numbers to compare ({states}).")
     known = sorted({name for record in usable for name in record.numbers})
     default = metrics.DEFAULT if metrics.DEFAULT in known else metrics.RECONSTRUCTION
     chosen = metrics.find(metric or default, known, direction)
@@ -78,7 +79,7 @@ def build(
         comparisons = [found for found in compared if found is not None]
         parts.append(Part(section, comparisons, _charts(section, comparisons, keys, implied)))
     findings = audit.examine(records, [part.section for part in parts], keys)
-    title = ", ".join(dict.fromkeys(folder.resolve().name or str(folder) for folder in folders))
+    title = printable(", ".join(dict.fromkeys(folder.resolve().name or str(folder) for folder in folders)))
     return Report(title, keys, implied, chosen, records, parts, findings)
 
 

@@ -134,12 +134,11 @@ def runs(report: Report, folder: Path | None) -> dict[str, Any]:
         cells += [_cell(record.numbers.get(name), NUMBERS.get(name, 4), fixed=True) for name in names]
         cells += [_cell(record.results.get("epochs")), _cell(record.numbers.get("time/train_s"), 1, fixed=True)]
         cells += [_cell(record.results.get("parameters"))]
-        where = str(record.path) if record.path is not None else ""
         rows.append(
             {
                 "name": record.name,
                 "link": link(record, folder),
-                "where": where,
+                "where": record.where,
                 "counts": record.usable,
                 "cells": cells,
                 "is_copy": record.copy_of is not None,

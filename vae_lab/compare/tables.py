@@ -12,9 +12,11 @@ from vae_lab.compare.analysis import Comparison
 from vae_lab.compare.answer import decimals, number, sentences, standing
 from vae_lab.compare.audit import KINDS, Finding, lost
 from vae_lab.compare.collect import Record
+from vae_lab.compare.foreign import printable
 from vae_lab.compare.groups import Section, full_key, short_key, varied
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet reads a cell that begins with these as a formula
+# A spreadsheet reads a cell that begins with these as a formula; East Asian ones take the wide forms, too
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 ENVIRONMENT = ("vae_lab", "torch", "python", "device", "threads", "processor", "platform")
 
 
@@ -22,7 +24,7 @@ def inert(value: Any) -> Any:
     """Text that no spreadsheet takes for a formula; numbers stay numbers."""
     if isinstance(value, list | dict | bool):
         value = str(value)
-    if isinstance(value, str) and value.lstrip(" \n").startswith(FORMULA):
+    if isinstance(value, str) and value.strip().startswith(FORMULA):
         return "'" + value
     return value
 
@@ -47,7 +49,7 @@ def _row(record: Record, place: Any, keys: Sequence[str], names: Sequence[str], 
     environment = environment if isinstance(environment, dict) else {}
     row: dict[str, Any] = {
         "run": record.name,
-        "folder": None if record.path is None else os.path.relpath(record.path, folder),
+        "folder": None if record.path is None else printable(os.path.relpath(record.path, folder)),
         "state": record.state,
         "cause": record.cause,
         "section": place[0].title if place else None,
@@ -133,7 +135,8 @@ def _table(found: Comparison) -> list[str]:
 
 def _inline(text: str) -> str:
     """Text that Markdown shows as it is, on one line."""
-    text = " ".join(str(text).split())
-    for sign in "\\`*_[]|#":
+    text = " ".join(printable(str(text)).split())
+    for sign in "\\`*_[]|#~$@!":
         text = text.replace(sign, f"\\{sign}")
+    text = text.replace("://", "\\://").replace("www.", "www\\.")  # else GitHub makes links of them
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
