@@ -59,6 +59,9 @@ def sentences(found: Comparison) -> list[str]:
     text = [_lead(found, digits)]
     text += _others(found, digits) if found.best else []
     text += _left_out(found)
+    unsaid = [group for group in found.compared if (lost := found.losses[group.label].words) and lost not in " ".join(text)]
+    if unsaid:
+        text.append(f"Runs are lost of {_names([named(found, group) for group in unsaid])} as well.")
     text += [line for effect in found.effects for line in _effect(effect, unit, digits)]
     if found.best:
         text.append(_cost(found, found.best))
@@ -112,6 +115,13 @@ def _left_out(found: Comparison) -> list[str]:
     if found.dead:
         text.append(f"Not compared, since no run is left: {_names([named(found, group) for group in found.dead])}.")
     return text
+
+
+def seeds_of(found: Comparison, group: Group) -> str:
+    """'5', '3 of 5', '5, of which 3 are compared': seeds that a group has, of those planned, and those that count here."""
+    have = len(group.expected_seeds) - len(group.missing_seeds)
+    apart = group.label in found.design.apart
+    return group.seeds if apart or found.num_seeds >= have else f"{group.seeds}, {found.num_seeds} compared"
 
 
 def _seeds(count: int) -> str:

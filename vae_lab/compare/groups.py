@@ -70,7 +70,7 @@ class Group:
 
     @property
     def seeds(self) -> str:
-        """'n = 4 of 5 seeds'."""
+        """'4 of 5'; '5' if none is missing."""
         have = len(self.expected_seeds) - len(self.missing_seeds)
         return f"{have} of {len(self.expected_seeds)}" if self.missing_seeds else str(have)
 

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 from vae_lab.compare.analysis import Comparison
-from vae_lab.compare.answer import decimals, interval, number, probability, seconds, sentences, standing
+from vae_lab.compare.answer import decimals, interval, number, probability, seconds, seeds_of, sentences, standing
 from vae_lab.compare.chart import Style
 from vae_lab.compare.collect import Record
 from vae_lab.compare.groups import Group, full_key
@@ -69,7 +69,7 @@ def _row(found: Comparison, group: Group, digits: int) -> dict[str, Any]:
     kind, words = standing(found, group)
     return {
         "label": group.label,
-        "seeds": group.seeds,
+        "seeds": seeds_of(found, group),
         "n": int(row["n"]),
         "mean": number(row["mean"], digits),
         "sd": "" if math.isnan(row["sd"]) else number(row["sd"], digits),

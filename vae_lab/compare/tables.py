@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from vae_lab.compare.analysis import Comparison
-from vae_lab.compare.answer import decimals, number, sentences, standing
+from vae_lab.compare.answer import decimals, number, seeds_of, sentences, standing
 from vae_lab.compare.audit import KINDS, Finding, lost
 from vae_lab.compare.collect import Record
 from vae_lab.compare.foreign import printable
@@ -120,7 +120,7 @@ def _table(found: Comparison) -> list[str]:
         row = found.table.loc[group.label]
         cells = [
             group.label,
-            group.seeds,
+            seeds_of(found, group),
             number(row["mean"], digits),
             "" if math.isnan(row["low"]) else f"{number(row['low'], digits)} to {number(row['high'], digits)}",
             "" if group.beta_eff is None else f"{group.beta_eff:.3g}",

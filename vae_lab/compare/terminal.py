@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vae_lab.compare.analysis import Comparison
-from vae_lab.compare.answer import decimals, number, probability, seconds, sentences, standing
+from vae_lab.compare.answer import decimals, number, probability, seconds, seeds_of, sentences, standing
 from vae_lab.compare.audit import KINDS, Finding, lost
 from vae_lab.compare.collect import Record
 from vae_lab.compare.groups import Group
@@ -56,7 +56,7 @@ def _row(found: Comparison, group: Group) -> tuple[str, dict[str, str]]:
     spread = "" if math.isnan(row["low"]) else f" ± {number(row['high'] - row['mean'], digits)}"
     return kind, {
         "variant": group.label,
-        "seeds": group.seeds,
+        "seeds": seeds_of(found, group),
         "mean": number(row["mean"], digits) + spread,
         "against the best": words,
         "p": "" if pair is None else probability(pair.p_family).removeprefix("p ").removeprefix("= "),
