@@ -70,7 +70,7 @@ def test_b1_other_seeds_are_no_common_ground(tmp_path: Path) -> None:
     for seed in range(4):
         plant(tmp_path / "one" / f"{seed}", config(seed=seed, model__variant="a"), 20 + seed)
         plant(tmp_path / "two" / f"{seed}", config(seed=seed + 10, model__variant="b"), 90 + seed)
-    assert "no setting and seed in common" in words(compared(tmp_path / "one", tmp_path / "two"))
+    assert "have no seed in common" in words(compared(tmp_path / "one", tmp_path / "two"))
 
 
 def test_b1_settings_that_a_group_decides_are_no_circumstance(tmp_path: Path) -> None:
@@ -223,6 +223,37 @@ def test_b6_a_group_of_which_nothing_is_left_is_named(tmp_path: Path) -> None:
     found = compared(tmp_path)
     assert [group.label for group in found.dead] == ["dead"]
     assert "Not compared, since no run is left: dead (4 of 4 runs failed)." in words(found)
+
+
+def test_b6_a_group_that_is_infinite_throughout_is_lost_and_not_without_the_metric(tmp_path: Path) -> None:
+    plant_groups(tmp_path, {"a": [20.0, 20.1, 20.05], "b": [21.0, 21.1, 21.3], "c": [20.5, 20.1, 22.3]})
+    for seed in range(3):
+        run = RunDir(tmp_path / f"c_{seed}")
+        content = run.read_results() or {}
+        run.write_results(content | {"test": content["test"] | {"elbo": float("nan")}})
+    found = compared(tmp_path)
+    assert found.without == []
+    assert "no run is left: c (3 of 3 runs without a finite test/elbo)" in words(found)
+
+
+def test_b1_of_groups_that_share_in_parts_the_largest_part_is_compared(tmp_path: Path) -> None:
+    """Two families of variants on seeds of their own: one of them is compared, not one of each."""
+    for seed in range(6):
+        for variant in ("a", "b", "c") if seed < 3 else ("d", "e", "f", "g"):
+            plant(tmp_path / f"{variant}{seed}", config(seed=seed, model__variant=variant), 20 + float(RNG.normal()))
+    found = compared(tmp_path)
+    assert {group.label for group in found.compared} == {"d", "e", "f", "g"}
+    assert found.num_seeds == 3
+
+
+def test_b7_images_without_any_spread_cannot_turn_a_difference_round(tmp_path: Path) -> None:
+    for seed in range(4):
+        for variant, nll in (("a", 20.0), ("b", 21.0)):
+            value = nll + 0.25 * (seed % 2) * (variant == "a")
+            run = plant(tmp_path / f"{variant}{seed}", config(seed=seed, model__variant=variant), value)
+            plant_terms(run, elbo=np.full(64, -value - 5))
+    found = compared(tmp_path)
+    assert (found.pairs[0].verdict, found.pairs[0].image_error) == ("better", 0.0)
 
 
 def plant_images(folder: Path, shift: float, spread: float, images: int = 297) -> None:

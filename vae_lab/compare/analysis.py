@@ -118,7 +118,7 @@ def compare(
     )
     rules = statistics.Rules(families, least, frozenset(label for label, lost in losses.items() if lost.count), images)
     rest = [group for group in section.groups if group not in having]
-    dead = [group for group in rest if not any(record.usable for record in group.records)]
+    dead = [group for group in rest if not _never_has(group, metric.name)]
     found = Comparison(
         section,
         metric,
@@ -135,6 +135,12 @@ def compare(
     if len(by) > 1 and len(having) > 2:
         found.effects = [effect for key in by if (effect := _effect(having, metric, by, key)) is not None]
     return found
+
+
+def _never_has(group: Group, metric: str) -> bool:
+    """Whether a metric is none of a group's, as an autoencoder has no ELBO; not so if its runs are lost or it is infinite."""
+    ended = [record for record in group.records if record.usable]
+    return any(metric not in record.numbers and metric.replace("/", ".") not in record.nonfinite for record in ended)
 
 
 def _by_seed(records: Sequence[Record], metric: str) -> "pd.Series[float]":

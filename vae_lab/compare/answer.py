@@ -80,11 +80,11 @@ def sentences(found: Comparison) -> list[str]:
 def _lead(found: Comparison, digits: int) -> str:
     best = found.best
     if best is None:
-        beside = f" of {_names(found.design.keys)}" if found.design.keys else ""
+        what = f"setting of {_names(found.design.keys)} and seed" if found.design.keys else "seed"
         advice = "; with these in --by their settings stand apart" if found.design.keys else ""
         return (
-            f"No verdict on {found.metric.name}: {_names([named(found, group) for group in found.groups])} have no setting{beside} "
-            f"and seed in common{advice}. Means over different runs are not compared."
+            f"No verdict on {found.metric.name}: {_names([named(found, group) for group in found.groups])} have no {what} "
+            f"in common{advice}. Means over different runs are not compared."
         )
     row, others = found.table.loc[best.label], found.others
     lacking = any(found.losses[group.label].count for group in found.compared) or found.design.keys
@@ -184,7 +184,7 @@ def _beside(pair: Pair, digits: int) -> str:
 
 
 def _by(found: Comparison, group: Group, pair: Pair, digits: int) -> str:
-    """'vae (by 0.31, p = 0.2)'."""
+    """'vae (by 0.31, p = 0.2)', 'vae (1 of 5 runs failed; by 0.31, p = 0.2)'."""
     size = f"by {_gain(pair.gain, digits)}"
     if pair.verdict in ("noise", "unclaimed", "lost"):
         size += f", {probability(pair.p_family)}"
@@ -192,7 +192,10 @@ def _by(found: Comparison, group: Group, pair: Pair, digits: int) -> str:
         size += f" \N{PLUS-MINUS SIGN} {_gain(pair.image_error, digits)} over {pair.images:,} images, {probability(pair.p_images)}"
     elif pair.verdict == "untested":
         size = f"one common seed; difference {_gain(pair.gain, digits)}"
-    return named(found, group) if pair.verdict == "equal" else f"{named(found, group)} ({size})"
+    if pair.verdict == "equal":
+        return named(found, group)
+    lost = found.losses[group.label].words
+    return f"{group.label} ({f'{lost}; ' if lost else ''}{size})"
 
 
 def _gain(value: float, digits: int) -> str:

@@ -54,6 +54,12 @@ class Record:
         return str(self.results.get("fingerprint", ""))
 
     @property
+    def nonfinite(self) -> list[str]:
+        """Keys of results.json, as 'test.elbo', that stand for NaN or infinity."""
+        keys = self.results.get("nonfinite")
+        return [str(key) for key in keys] if isinstance(keys, list) else []
+
+    @property
     def where(self) -> str:
         """Its folder as text to show."""
         return "" if self.path is None else printable(str(self.path))

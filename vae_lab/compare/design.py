@@ -81,13 +81,14 @@ def design(groups: Sequence[Group], metric: str, by: Sequence[str]) -> Design:
     keys = other_keys(groups, by)
     cells = {group.label: cells_of(group, metric, keys) for group in groups}
     shared_by = Counter(cell for known in cells.values() for cell in known)
-    overlap = {label: sum(shared_by[cell] for cell in known) for label, known in cells.items()}
-    ordered = sorted(cells, key=lambda label: -overlap[label])
+    left = sorted(cells, key=lambda label: -sum(shared_by[cell] for cell in cells[label]))
+    ordered = [left.pop(0)]
     common = [set(cells[ordered[0]])]
-    for label in ordered[1:]:
-        common.append(common[-1] & set(cells[label]))
+    while left:  # next comes who keeps most in common
+        ordered.append(left.pop(max(range(len(left)), key=lambda i: len(common[-1] & cells[left[i]].keys()))))
+        common.append(common[-1] & cells[ordered[-1]].keys())
     kept = len(ordered)
-    while (fewer := [k for k in range(2, kept) if len(common[k - 1]) >= max(1, 2 * len(common[kept - 1]))]):
+    while fewer := [k for k in range(2, kept) if len(common[k - 1]) >= max(1, 2 * len(common[kept - 1]))]:
         kept = fewer[-1]
     chosen, rows = set(ordered[:kept]), common[kept - 1]
     if not rows:

@@ -273,6 +273,7 @@ def _number(value: Any) -> Any:
 def part_label(key: str, value: Any, group: Group | None = None) -> str:
     """A group's value of one key as its label says it: 'vae', 'z=10', 'beta=4 (beta_eff 2)'."""
     text = f"{value:g}" if isinstance(value, float) else str(value)
+    text = text if text.strip() else repr(text)  # a name that cannot be seen
     if key == "beta":
         if value is None:
             return ""

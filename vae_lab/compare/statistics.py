@@ -134,7 +134,7 @@ def _images(a: Any, b: Any, gain: float, groups: int, tables: int, rules: Rules)
     if first is None or second is None or len(first) != len(second) or len(first) < 2:
         return {}
     error = float((first - second).std(ddof=1) / math.sqrt(len(first)))
-    p = float(blocks.family_p(np.array([gain / error]), groups, np.inf)[0]) if error > 0 else NAN
+    p = float(blocks.family_p(np.array([gain / error]), groups, np.inf)[0]) if error > 0 else 0.0
     return {"images": len(first), "image_error": error, "p_images": min(1.0, tables * p)}
 
 
