@@ -101,7 +101,7 @@ def test_b2_the_best_is_best_on_what_is_compared(tmp_path: Path) -> None:
     assert found.values.shape == (5, 2)
     assert verdicts(found) == {("a", "b"): "better"}
     text = words(found)
-    assert text.startswith("a has the best mean of test/elbo: −25.00")
+    assert text.startswith("a has the best mean of test/elbo: \N{MINUS SIGN}25.00")
     assert "It is better than b (2 of 7 runs missing), by 1.98, beyond" in text
     assert "Not told apart" not in text
 
@@ -145,9 +145,9 @@ def test_b4_one_family_of_claims_a_page(tmp_path: Path) -> None:
     assert elbo.claims
     assert {pair.verdict for pair in elbo.pairs} == {"better"}
     assert not nll.claims
-    assert {pair.verdict for pair in [*nll.pairs, *(pair for effect in [*elbo.effects, *nll.effects] for pair in effect.pairs)]} == {
-        "unclaimed"
-    }
+    assert {
+        pair.verdict for pair in [*nll.pairs, *(pair for effect in [*elbo.effects, *nll.effects] for pair in effect.pairs)]
+    } == {"unclaimed"}
     assert "better than" not in words(nll).replace("less nll is a better", "")
     assert "Estimate, averaged over" in words(elbo)
     assert report.build([tmp_path], metric="test/nll").comparisons[0].claims
@@ -178,7 +178,12 @@ def survivors(folder: Path, lost: dict[str, Any], gone: int = 3) -> Comparison:
         for variant in ("a", "b"):
             run = folder / f"{variant}{seed}"
             bad = variant == "a" and seed < gone
-            plant(run, config(seed=seed, model__variant=variant), 20 + (0 if variant == "a" else 1) + 0.05 * rng.normal(), **(lost if bad else {}))
+            plant(
+                run,
+                config(seed=seed, model__variant=variant),
+                20 + (0 if variant == "a" else 1) + 0.05 * rng.normal(),
+                **(lost if bad else {}),
+            )
     return compared(folder)
 
 
@@ -304,7 +309,10 @@ def test_b7_the_least_difference_is_said_on_the_command_line(tmp_path: Path, cap
     from vae_lab.cli import main
 
     plant_groups(tmp_path, {"a": [20.0, 20.1, 20.2, 20.1], "b": [21.0, 21.2, 21.1, 21.2]})
-    for arguments, said in (((), "It is better than b"), (("--least-difference", "3"), "less than the least difference of interest, 3 nats")):
+    for arguments, said in (
+        ((), "It is better than b"),
+        (("--least-difference", "3"), "less than the least difference of interest, 3 nats"),
+    ):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("sys.argv", ["vae-lab", "compare", str(tmp_path), *arguments])
             with pytest.raises(SystemExit) as ended:
@@ -356,7 +364,9 @@ def test_b8_static_and_dynamic_share_their_test_draws(tmp_path: Path) -> None:
     assert [group.label for group in found.groups] == ["binarize=dynamic", "binarize=static"]
 
 
-@pytest.mark.parametrize(("said", "key"), [({"conditional": True}, "bound"), ({"images": "0"}, "images"), ({"likelihood": "levels"}, "likelihood")])
+@pytest.mark.parametrize(
+    ("said", "key"), [({"conditional": True}, "bound"), ({"images": "0"}, "images"), ({"likelihood": "levels"}, "likelihood")]
+)
 def test_b8_what_results_say_of_their_scale_keeps_runs_apart(tmp_path: Path, said: dict, key: str) -> None:
     for seed in range(3):
         plant(tmp_path / f"a{seed}", config(seed=seed), 20 + seed, **scale())

@@ -65,7 +65,15 @@ def test_c7_no_escape_reaches_what_is_written(hostile: Path, tmp_path: Path) -> 
 
 def test_c7_no_escape_reaches_the_terminal(hostile: Path, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", "from vae_lab.cli import main; main()", "compare", str(hostile), "--out", str(tmp_path / "[/x]" / "p.html")],
+        [
+            sys.executable,
+            "-c",
+            "from vae_lab.cli import main; main()",
+            "compare",
+            str(hostile),
+            "--out",
+            str(tmp_path / "[/x]" / "p.html"),
+        ],
         cwd=ROOT,
         capture_output=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -86,7 +94,9 @@ def test_c7_no_escape_reaches_the_terminal(hostile: Path, tmp_path: Path) -> Non
     assert wicked(wrong.stderr.decode()) == []
 
 
-@pytest.mark.parametrize("text", ["=1+1", " =1", "\u00a0=1", "+1", "-1+1", "@SUM(1)", "\t=1", "\r=1", "\uff1d1", "\uff20x", "\x0b=1"])
+@pytest.mark.parametrize(
+    "text", ["=1+1", " =1", "\u00a0=1", "+1", "-1+1", "@SUM(1)", "\t=1", "\r=1", "\uff1d1", "\uff20x", "\x0b=1"]
+)
 def test_c7_no_cell_is_a_formula(text: str) -> None:
     assert str(inert(text)).startswith("'")
     assert str(inert(printable(text))).startswith("'")
@@ -102,7 +112,9 @@ def test_c7_names_stay_text_in_csv(hostile: Path, tmp_path: Path) -> None:
                     float(cell)
 
 
-@pytest.mark.parametrize("text", ["http://evil.example", "www.evil.example", "a@evil.example", "![x](y)", "~~x~~", "$x$", "<b>", "a|b", "@all"])
+@pytest.mark.parametrize(
+    "text", ["http://evil.example", "www.evil.example", "a@evil.example", "![x](y)", "~~x~~", "$x$", "<b>", "a|b", "@all"]
+)
 def test_c7_markdown_makes_nothing_of_a_name(text: str) -> None:
     shown = _inline(f"{text}\n# heading")
     assert "\n" not in shown

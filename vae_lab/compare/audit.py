@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vae_lab.compare.collect import Record
-from vae_lab.compare.groups import Section, differing, varied
+from vae_lab.compare.groups import Section, varied
+from vae_lab.compare.scales import differing
 from vae_lab.compare.statistics import FEW_SEEDS
 from vae_lab.run_dir import FINISHED
 

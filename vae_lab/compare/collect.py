@@ -85,7 +85,9 @@ def collect(folders: Sequence[Path]) -> list[Record]:
         found = [record for record in listed if record.path is None or record.path.resolve() not in seen]
         seen |= {record.path.resolve() for record in found if record.path is not None}
         if not listed:
-            raise ConfigError(f"{printable(str(folder))}: no run in it. A run's folder has config.yaml, metrics.jsonl and results.json.")
+            raise ConfigError(
+                f"{printable(str(folder))}: no run in it. A run's folder has config.yaml, metrics.jsonl and results.json."
+            )
         records += found
     _mark_copies(records)
     return records
@@ -103,9 +105,10 @@ def _find(root: Path) -> Iterator[Record]:
         job = planned.pop(folder.resolve(), None)
         yield read(folder, _sweep_of(folder, root, ledgers), job)
     for folder, job in planned.items():
-        state = job.get("state") if job.get("state") in ("failed", "interrupted", "not_run") else "not_run"
-        cause = job.get("cause") or ("" if state == job.get("state") else f"sweep.json says {job.get('state')}; no folder {printable(str(folder))}")
-        yield Record(None, _sweep_of(folder, root, ledgers), str(job.get("name", printable(folder.name))), str(state), str(cause) or None)
+        said, name = job.get("state"), printable(folder.name)
+        state = said if said in ("failed", "interrupted", "not_run") else "not_run"
+        cause = job.get("cause") or ("" if state == said else f"sweep.json says {said}; no folder {printable(str(folder))}")
+        yield Record(None, _sweep_of(folder, root, ledgers), str(job.get("name", name)), str(state), str(cause) or None)
 
 
 def _sweep_of(folder: Path, root: Path, ledgers: Sequence[Path]) -> Path:

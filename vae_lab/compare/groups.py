@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from vae_lab.compare.collect import Record
-from vae_lab.compare.metrics import Metric
 from vae_lab.config import FREE_KEYS
 from vae_lab.errors import ConfigError, did_you_mean
 
@@ -31,8 +30,6 @@ SHORT = {
 PICTURES = ("figures", "num_images", "manifold_steps", "manifold_range", "batch_size")  # evaluation keys that move no number
 IGNORED = ("seed", "model.name", "model.latent_dim", "network.hidden_dims", *(f"evaluation.{key}" for key in PICTURES))
 FREE_GROUPS = tuple(f"{key}." for key in FREE_KEYS)
-# Of runs that do not say what their likelihood is (before results.json had `scale`): its class, by loss; else the loss itself
-LIKELIHOODS = {"mse": "density", "gaussian": "density"}
 
 
 @dataclass(eq=False)
@@ -100,11 +97,7 @@ def varied(records: Iterable[Record]) -> list[str]:
     """Config keys, short where they have a short name, that differ between runs and matter; seed excluded."""
     configs = [record.config for record in records if record.config]
     keys = dict.fromkeys([*SHORT.values(), *(key for config in configs for key in config)])
-    return [
-        short_key(key)
-        for key in keys
-        if matters(key) and len({_text(config.get(key)) for config in configs}) > 1
-    ]
+    return [short_key(key) for key in keys if matters(key) and len({text_of(config.get(key)) for config in configs}) > 1]
 
 
 def matters(key: str) -> bool:
@@ -120,7 +113,7 @@ def default_by(records: Sequence[Record]) -> tuple[list[str], list[str]]:
     for key in varied(records):
         seen: dict[str, set[str]] = {}
         for config in configs:
-            seen.setdefault(_text([config.get(full_key(name)) for name in chosen]), set()).add(_text(config.get(full_key(key))))
+            seen.setdefault(text_of([config.get(full_key(name)) for name in chosen]), set()).add(text_of(config.get(full_key(key))))
         (chosen if any(len(values) > 1 for values in seen.values()) else implied).append(key)
     return chosen or ["model"], implied
 
@@ -141,112 +134,18 @@ def check_by(by: Sequence[str], records: Iterable[Record]) -> list[str]:
     return list(dict.fromkeys(short_key(key) for key in by))
 
 
-@dataclass(frozen=True)
-class _Images:
-    """What is known of test images and likelihoods from the runs that say it, for those that do not (failed, or of old)."""
-
-    by_data: dict[str, str]  # config of the data: digest of the images
-    by_digest: dict[tuple[str, str], str]  # digest of the data set, binarisation: the same
-    likelihoods: dict[tuple[str, str], str]  # loss, binarisation: class of likelihood
-
-    @classmethod
-    def of(cls, records: Iterable[Record]) -> "_Images":
-        known = cls({}, {}, {})
-        for record in sorted(records, key=lambda record: not _said(record)):  # what runs say goes before what is derived
-            digest, loss, binarize = _decides(record)
-            if digest:
-                known.by_digest.setdefault((digest, binarize), str(_said(record).get("images") or f"{digest} {binarize}"))
-                known.by_data.setdefault(_data_key(record), known.images(record))
-            known.likelihoods.setdefault((loss, binarize), str(_said(record).get("likelihood") or _likelihood(loss, binarize)))
-        return known
-
-    def images(self, record: Record) -> str:
-        """The test images of a run as it says, or as others say of its data set."""
-        digest, _, binarize = _decides(record)
-        said, data = _said(record).get("images"), _data_key(record)
-        return str(said or self.by_digest.get((digest, binarize)) or self.by_data.get(data, data))
-
-    def likelihood(self, record: Record) -> str:
-        """Its class of likelihood, in the same way."""
-        return str(_said(record).get("likelihood") or self.likelihoods[_decides(record)[1:]])
-
-
-def _decides(record: Record) -> tuple[str, str, str]:
-    """Digest of the data set (empty: unknown), loss and binarisation."""
-    config = record.config
-    return str(record.results.get("data_digest") or ""), str(config.get("loss.name")), str(config.get("data.binarize"))
-
-
-def _said(record: Record) -> dict[str, Any]:
-    scale = record.results.get("scale")
-    return scale if isinstance(scale, dict) else {}
-
-
-def _likelihood(loss: str, binarize: str) -> str:
-    if loss == "bce":
-        return "cross_entropy" if binarize == "none" else "binary"
-    return LIKELIHOODS.get(loss, loss)
-
-
-def scale_of(record: Record, metric: Metric, known: _Images) -> dict[str, str]:
-    """What decides the scale of a metric; runs that agree in all of it may be ranked together.
-
-    The test images as they are evaluated, and the class of the likelihood: two densities of the same pixels are on one scale,
-    whatever their names; a bound on log p(x given y) and one on log p(x) are not.
-    """
-    config, said = record.config, _said(record)
-    scale = {"data": str(config.get("data.name")), "images": known.images(record)}
-    if metric.needs_likelihood:
-        scale["likelihood"] = known.likelihood(record)
-        scale["bound"] = "on p(x given y)" if said.get("conditional") else "on p(x)"
-    if metric.needs_objective:
-        scale |= {key: str(value) for key, value in sorted(config.items()) if key.startswith("objective.")}
-    for key, value in sorted(config.items()):
-        if key.startswith("evaluation.") and key.removeprefix("evaluation.") not in PICTURES:
-            scale[key] = str(value)
-    return scale
-
-
-def sections(records: Sequence[Record], by: Sequence[str], metric: Metric) -> list[Section]:
-    """Comparable runs together, the largest section first, each with its groups in the order of their values."""
-    configured = [record for record in records if record.config]
-    known = _Images.of(configured)
-    found: dict[str, Section] = {}
-    for record in configured:
-        scale = scale_of(record, metric, known)
-        found.setdefault(_text(scale), Section(scale, [])).records.append(record)
-    ordered = sorted(found.values(), key=lambda section: -len(section.records))
-    several = [key for key in dict.fromkeys(key for section in ordered for key in section.scale) if _differs(key, ordered)]
-    for number, section in enumerate(ordered):
-        names = [section.scale[key].replace("_", "-") for key in ("data", "likelihood") if key in section.scale]
-        names += [f"{key} {section.scale.get(key, 'none')}" for key in several if key not in ("data", "likelihood")]
-        section.title = ", ".join(names)
-        section.slug = f"section{number + 1}_" if len(ordered) > 1 else ""
-        section.groups = _groups(section.records, by)
-    return ordered
-
-
-def differing(found: Sequence[Section]) -> dict[str, list[str]]:
-    """Which parts of the scale keep sections apart, with their values."""
-    keys = dict.fromkeys(key for section in found for key in section.scale)
-    return {key: list(dict.fromkeys(section.scale.get(key, "none") for section in found)) for key in keys if _differs(key, found)}
-
-
-def _differs(key: str, found: Sequence[Section]) -> bool:
-    return len({section.scale.get(key) for section in found}) > 1
-
-
-def _groups(records: Sequence[Record], by: Sequence[str]) -> list[Group]:
+def groups_of(records: Sequence[Record], by: Sequence[str]) -> list[Group]:
+    """Runs of one section by the values of `by`, in their order; labelled by what differs."""
     members: dict[str, list[Record]] = {}
     for record in records:
-        members.setdefault(_text([_number(record.config.get(full_key(key))) for key in by]), []).append(record)
+        members.setdefault(text_of([_number(record.config.get(full_key(key))) for key in by]), []).append(record)
     groups = []
     for runs in members.values():
         values = tuple(_hashable(runs[0].config.get(full_key(key))) for key in by)
         groups.append(Group(values, "", runs))
     words = [list(dict.fromkeys(group.values[i] for group in groups)) for i in range(len(by))]
     groups.sort(key=lambda group: [_order(value, words[i].index(value)) for i, value in enumerate(group.values)])
-    shown = [i for i in range(len(by)) if len({_text(group.values[i]) for group in groups}) > 1] or list(range(len(by)))
+    shown = [i for i in range(len(by)) if len({text_of(group.values[i]) for group in groups}) > 1] or list(range(len(by)))
     seeds_of_root: dict[Path, set[int]] = {}
     for record in records:
         seeds_of_root.setdefault(record.root, set()).add(record.seed)
@@ -284,12 +183,8 @@ def part_label(key: str, value: Any, group: Group | None = None) -> str:
     return text if key in ("model", "loss", "objective", "data", "network", "optimizer") else f"{key.rpartition('.')[2]}={text}"
 
 
-def _data_key(record: Record) -> str:
-    config = {key: value for key, value in record.config.items() if key.startswith("data.")}
-    return _text({key: value for key, value in config.items() if key not in FREE_KEYS})
-
-
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """A config value as JSON, to be compared."""
     return json.dumps(value, sort_keys=True, default=str)
 
 

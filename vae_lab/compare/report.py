@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vae_lab.compare import analysis, audit, groups, metrics, views, views_training
+from vae_lab.compare import analysis, audit, groups, metrics, scales, views, views_training
 from vae_lab.compare.analysis import Comparison
 from vae_lab.compare.audit import Finding
 from vae_lab.compare.chart import Chart
@@ -69,7 +69,7 @@ def build(
     if by:
         implied = [key for key in groups.varied(records) if key not in keys]
     parts = []
-    sections = groups.sections(records, keys, chosen)
+    sections = scales.sections(records, keys, chosen)
     families = sum(sum(bool(group.usable(chosen.name)) for group in section.groups) > 1 for section in sections)
     for section in sections:
         compared = [

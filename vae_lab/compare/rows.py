@@ -8,12 +8,13 @@ from typing import Any
 from urllib.parse import quote
 
 from vae_lab.compare.analysis import Comparison
-from vae_lab.compare.answer import decimals, interval, number, probability, seconds, seeds_of, sentences, standing
+from vae_lab.compare.answer import seeds_of, sentences, standing
 from vae_lab.compare.chart import Style
 from vae_lab.compare.collect import Record
 from vae_lab.compare.groups import Group, full_key
 from vae_lab.compare.report import Report
 from vae_lab.compare.statistics import Pair
+from vae_lab.compare.wording import decimals, interval, number, probability, seconds
 
 VERDICTS = {
     "better": "better",

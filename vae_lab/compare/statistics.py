@@ -81,7 +81,7 @@ class Rules:
     images: Mapping[Any, np.ndarray] | None = None
 
 
-def pairs(values: pd.DataFrame, sign: int, rules: Rules = Rules()) -> list[Pair]:  # noqa: B008
+def pairs(values: pd.DataFrame, sign: int, rules: Rules = Rules()) -> list[Pair]:
     """All pairs of groups, in the order of the columns' means, best first; `sign` is -1 where less is better.
 
     Every column must have every seed: which seeds and groups those are is decided before.
@@ -138,7 +138,7 @@ def _images(a: Any, b: Any, gain: float, groups: int, tables: int, rules: Rules)
     return {"images": len(first), "image_error": error, "p_images": min(1.0, tables * p)}
 
 
-def _alone(gains: np.ndarray) -> dict[str, float]:
+def _alone(gains: np.ndarray) -> dict[str, Any]:
     """The paired t test's p and Wilcoxon's of one pair; none where the gains do not vary."""
     if np.ptp(gains) <= ROUNDING * max(1.0, np.abs(gains).max()):
         return {}

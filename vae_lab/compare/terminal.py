@@ -8,10 +8,11 @@ from rich.table import Table
 from rich.text import Text
 
 from vae_lab.compare.analysis import Comparison
-from vae_lab.compare.answer import decimals, number, probability, seconds, seeds_of, sentences, standing
+from vae_lab.compare.answer import seeds_of, sentences, standing
 from vae_lab.compare.audit import KINDS, Finding, lost
 from vae_lab.compare.collect import Record
 from vae_lab.compare.groups import Group
+from vae_lab.compare.wording import decimals, number, probability, seconds
 
 COLOURS = {"best": "bold green", "worse": "", "": "", "noise": "yellow", "untested": "dim"}
 MAX_ROWS, MAX_LINES = 24, 12

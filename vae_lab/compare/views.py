@@ -94,9 +94,7 @@ def against(comparisons: Sequence[Comparison], by: Sequence[str], implied: Seque
     for key in [*by, *(key for key in implied if key == "beta")]:
         panels = [panel for found in comparisons if (panel := _against(found, by, key)) is not None]
         if panels:
-            caption = (
-                f"Points are runs, bars 95 % intervals of the mean over seeds. Lines join settings that differ in {key} only."
-            )
+            caption = f"Points are runs, bars 95 % intervals of the mean over seeds. Lines join settings that differ in {key} only."
             charts.append(Chart(f"against_{key}", f"Against {key}", caption, panels))
     return charts
 
