@@ -1,5 +1,6 @@
 """What is claimed of uneven designs: nothing that the runs, the seeds or the test images do not bear out."""
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -327,12 +328,19 @@ def test_b7_the_least_difference_is_said_on_the_command_line(tmp_path: Path, cap
         assert ended.value.code == 2
 
 
-@pytest.mark.parametrize("damage", ["torn", "other", "pickle", "shape", "nan", "bomb"])
+@pytest.mark.parametrize("damage", ["torn", "flipped", "other", "pickle", "shape", "nan", "bomb", "header"])
 def test_b7_damaged_image_terms_cost_themselves_only(tmp_path: Path, damage: str) -> None:
     plant_images(tmp_path, shift=1.0, spread=1.5)
     path = tmp_path / "a2" / "test_terms.npz"
     if damage == "torn":
         path.write_bytes(path.read_bytes()[:-200])
+    elif damage == "flipped":
+        content = bytearray(path.read_bytes())
+        content[200:260] = bytes(255 - value for value in content[200:260])
+        path.write_bytes(content)
+    elif damage == "header":  # says to hold more numbers than there is memory
+        with zipfile.ZipFile(path, "w") as archive, archive.open("elbo.npy", "w") as file:
+            np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (10**14,)})
     elif damage == "pickle":
         np.savez_compressed(path, elbo=np.array([{"a": 1}], dtype=object))
     else:

@@ -126,7 +126,7 @@ def _mixtures(section: Section, by: Sequence[str]) -> list[tuple[str, str]]:
         if repeated:
             text = f"{group.label}: several runs of one seed ({len(runs)} runs, {len({r.seed for r in runs})} seeds)"
             why = f", which differ in {', '.join(keys)}: add it to --by to see them apart" if keys else ""
-            found.append(("mixed", f"{text}{why}. Each seed counts once, with its mean."))
+            found.append(("mixed", f"{text}{why}. Each seed counts once, with the mean of what is compared."))
         elif keys:
             found.append(("mixed", f"{group.label}: its runs differ in {', '.join(keys)} beside their seed."))
     return found

@@ -2,11 +2,13 @@
 
 import math
 import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from vae_lab.compare.collect import Record
+from vae_lab.compare.foreign import printable
 
 FILE = "test_terms.npz"
 MAX_BYTES = 2**28  # unpacked, of one term
@@ -53,8 +55,8 @@ def _read(record: Record, term: str, metric: str) -> np.ndarray | None:
         if not math.isclose(values.mean(), record.numbers[metric], rel_tol=TOLERANCE, abs_tol=TOLERANCE):
             raise ValueError(f"the mean of '{term}' is not {metric} of results.json")
         return values
-    except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
-        problem = f"{FILE} is not used: {(str(error).splitlines() or ['damaged'])[0][:120]}"
+    except (OSError, ValueError, LookupError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        problem = f"{FILE} is not used: {printable((str(error).splitlines() or ['damaged'])[0][:120])}"
         if problem not in record.problems:
             record.problems.append(problem)
         return None

@@ -20,6 +20,7 @@ from vae_lab.compare import blocks
 CONFIDENCE = 0.95
 ALPHA = 0.05
 FEW_SEEDS = 5  # fewer are called few
+MANY_PAIRS = 2_000  # of more, no pair is tested alone: a thousand take a second
 ROUNDING = 1e-9  # relative; spreads below are not chance
 NAN = float("nan")
 
@@ -108,7 +109,8 @@ def pairs(values: pd.DataFrame, sign: int, rules: Rules = Rules()) -> list[Pair]
         if known[column]:
             shown |= {"error": float(error[column]), "low": gain - float(half[column]), "high": gain + float(half[column])}
         verdict = _verdict(order[a], gain, own, shown["p_family"], shown.get("p_images", NAN), rules)
-        made.append(Pair(order[a], order[b], seeds, gain, **shown, **_alone(own), verdict=verdict))
+        alone = _alone(own) if len(index.T) <= MANY_PAIRS else {}
+        made.append(Pair(order[a], order[b], seeds, gain, **shown, **alone, verdict=verdict))
     return made
 
 
