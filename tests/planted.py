@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from vae_lab.config import fingerprint
@@ -120,6 +121,16 @@ def plant_groups(folder: Path, nlls: dict[str, Sequence[float]], **changes: Any)
             plain = config(seed=seed, model__variant=variant, **changes)
             plant(folder / f"{variant}_{seed}", plain, nll)
     return folder
+
+
+def scale(images: str = "feedfacefeedface", likelihood: str = "binary", conditional: bool = False) -> dict[str, Any]:
+    """What results.json says of the scale of its numbers."""
+    return {"scale": {"images": images, "likelihood": likelihood, "conditional": conditional}}
+
+
+def plant_terms(folder: Path, **terms: Any) -> None:
+    """test_terms.npz: a number per test image for each term."""
+    np.savez_compressed(folder / "test_terms.npz", **{name: np.asarray(values, np.float32) for name, values in terms.items()})
 
 
 def write_ledger(folder: Path, jobs: Sequence[dict[str, Any]]) -> None:

@@ -364,11 +364,11 @@ UNSOUND: dict[str, tuple[Callable[[dict, dict], object], str]] = {
     "moment half": (lambda _, rest: rest["optimizer"][KEY].update(exp_avg=torch.zeros(3, dtype=torch.half)), "torch.float16 "),
     "moment integers": (lambda _, rest: rest["optimizer"][KEY].update(exp_avg=torch.zeros(3, dtype=torch.int)), "torch.int32 "),
     "moment lost": (lambda _, rest: rest["optimizer"][KEY].pop("exp_avg"), "not the same for every tensor"),
-    "no optimizer": (lambda _, rest: rest.pop("optimizer"), "not what a run goes on from"),
-    "no tensor": (lambda _, rest: rest["optimizer"][KEY].update(exp_avg=[1.0]), "not what a run goes on from"),
-    "strange name": (lambda _, rest: rest["optimizer"].update(x={"exp_avg": torch.zeros(3)}), "not what a run goes on from"),
-    "no best": (lambda _, rest: rest.update(best=None), "not what a run goes on from"),
-    "a word for a step": (lambda _, rest: rest.update(step="7"), "not what a run goes on from"),
+    "no optimizer": (lambda _, rest: rest.pop("optimizer"), "not what a run wrote"),
+    "no tensor": (lambda _, rest: rest["optimizer"][KEY].update(exp_avg=[1.0]), "not what a run wrote"),
+    "strange name": (lambda _, rest: rest["optimizer"].update(x={"exp_avg": torch.zeros(3)}), "not what a run wrote"),
+    "no best": (lambda _, rest: rest.update(best=None), "not what a run wrote"),
+    "a word for a step": (lambda _, rest: rest.update(step="7"), "not what a run wrote"),
 }
 
 

@@ -112,9 +112,9 @@ def test_a_damaged_ledger_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "results", "key"),
     [
-        ({"loss__name": "mse"}, {}, "loss"),
-        ({"data__binarize": "dynamic"}, {"data_digest": "other"}, "binarize"),
-        ({}, {"data_digest": "other"}, "data digest"),
+        ({"loss__name": "mse"}, {}, "likelihood"),
+        ({"data__binarize": "dynamic"}, {"data_digest": "other"}, "images"),
+        ({}, {"data_digest": "other"}, "images"),
         ({"evaluation__active_threshold": 0.1}, {}, "evaluation.active_threshold"),
     ],
 )
@@ -275,7 +275,7 @@ def test_the_command_never_imports_torch_and_ends_with_its_code(tmp_path: Path) 
 
     done = call(str(root), "--out", str(tmp_path / "page.html"))
     assert done.returncode == 0, done.stderr
-    assert "has the best test/elbo" in re.sub(r"\s+", " ", done.stdout)
+    assert "has the best mean of test/elbo" in re.sub(r"\s+", " ", done.stdout)
     assert (tmp_path / "page.html").is_file()
     wrong = call(str(tmp_path / "gone"))
     assert (wrong.returncode, wrong.stdout) == (2, "")

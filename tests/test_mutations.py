@@ -326,6 +326,42 @@ MUTATIONS = {
         "",
         "tests/test_hostile_checkpoints.py::test_h1_sound_checkpoints_that_no_run_wrote_are_refused",
     ),
+    "common cells": (
+        "vae_lab/compare/design.py",
+        "_by_seed(cells[label], rows, metric)",
+        "_by_seed(cells[label], set(cells[label]), metric)",
+        "tests/test_compare_design.py::test_b1_a_winner_that_lost_its_bad_runs_is_none",
+    ),
+    "lost runs": (
+        "vae_lab/compare/statistics.py",
+        "return \"lost\" if best in rules.lost else \"better\"",
+        "return \"better\"",
+        "tests/test_compare_design.py::test_b6_who_lost_runs_is_never_called_better",
+    ),
+    "one family of claims": (
+        "vae_lab/compare/report.py",
+        "families if one == chosen else 0",
+        "families",
+        "tests/test_compare_design.py::test_b4_one_family_of_claims_a_page",
+    ),
+    "own spread": (
+        "vae_lab/compare/blocks.py",
+        "np.where(pooled[..., None], variance, np.maximum(variance, own))",
+        "variance",
+        "tests/test_compare_statistics.py::test_b3_false_claims_where_runs_are_not_normal_or_spread_alike",
+    ),
+    "interval of the best": (
+        "vae_lab/compare/blocks.py",
+        "stats.t.isf(alpha / 2 / groups, found.df)",
+        "stats.t.isf(alpha / 2, found.df)",
+        "tests/test_compare_statistics.py::test_b5_the_interval_of_the_best_holds_its_mean",
+    ),
+    "printable names": (
+        "vae_lab/compare/foreign.py",
+        "    if text.isprintable():",
+        "    if True:",
+        "tests/test_compare_foreign.py::test_c7_no_escape_reaches_what_is_written",
+    ),
 }  # fmt: skip
 
 

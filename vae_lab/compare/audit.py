@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vae_lab.compare.collect import Record
-from vae_lab.compare.groups import Section, differing, varied
+from vae_lab.compare.groups import Section, varied
+from vae_lab.compare.scales import differing
 from vae_lab.compare.statistics import FEW_SEEDS
 from vae_lab.run_dir import FINISHED
 
@@ -72,13 +73,13 @@ def _copies(records: Sequence[Record]) -> list[Finding]:
             if not name.startswith("time/") and not math.isclose(value, first.numbers.get(name, math.nan), rel_tol=TOLERANCE)
         ]
         same = "with the same numbers" if not other else f"but with other numbers ({', '.join(other[:4])})"
-        text = f"{record.path} has the config of {first.path}, {same}; only the latter counts."
+        text = f"{record.where} has the config of {first.where}, {same}; only the latter counts."
         found.append(Finding("copies", text))
     return found
 
 
 def _files(records: Sequence[Record]) -> list[Finding]:
-    return [Finding("files", f"{record.path}: {problem}.") for record in records for problem in record.problems]
+    return [Finding("files", f"{record.where}: {problem}.") for record in records for problem in record.problems]
 
 
 def _of_section(section: Section, by: Sequence[str]) -> list[tuple[str, str]]:
@@ -125,7 +126,7 @@ def _mixtures(section: Section, by: Sequence[str]) -> list[tuple[str, str]]:
         if repeated:
             text = f"{group.label}: several runs of one seed ({len(runs)} runs, {len({r.seed for r in runs})} seeds)"
             why = f", which differ in {', '.join(keys)}: add it to --by to see them apart" if keys else ""
-            found.append(("mixed", f"{text}{why}. Each seed counts once, with its mean."))
+            found.append(("mixed", f"{text}{why}. Each seed counts once, with the mean of what is compared."))
         elif keys:
             found.append(("mixed", f"{group.label}: its runs differ in {', '.join(keys)} beside their seed."))
     return found

@@ -10,11 +10,13 @@ from typing import Any
 import yaml
 
 from vae_lab.compare import metrics
+from vae_lab.compare.foreign import harmless, printable
 from vae_lab.config import fingerprint, flatten
 from vae_lab.errors import ConfigError
 from vae_lab.run_dir import FINISHED, LEDGER, RunDir
 
 MAX_DEPTH = 4
+HUGE = 1e100
 
 
 @dataclass(eq=False)
@@ -51,10 +53,21 @@ class Record:
     def fingerprint(self) -> str:
         return str(self.results.get("fingerprint", ""))
 
+    @property
+    def nonfinite(self) -> list[str]:
+        """Keys of results.json, as 'test.elbo', that stand for NaN or infinity."""
+        keys = self.results.get("nonfinite")
+        return [str(key) for key in keys] if isinstance(keys, list) else []
+
+    @property
+    def where(self) -> str:
+        """Its folder as text to show."""
+        return "" if self.path is None else printable(str(self.path))
+
     def number(self, metric: str) -> float:
-        """A finite number, or NaN."""
+        """A finite number, or NaN; what cannot be squared counts as infinite."""
         value = self.numbers.get(metric, math.nan)
-        return value if self.usable and math.isfinite(value) else math.nan
+        return value if self.usable and abs(value) < HUGE else math.nan
 
 
 def collect(folders: Sequence[Path]) -> list[Record]:
@@ -67,12 +80,14 @@ def collect(folders: Sequence[Path]) -> list[Record]:
     seen: set[Path] = set()
     for folder in folders:
         if not folder.is_dir():
-            raise ConfigError(f"{folder}: no such folder. Name a sweep's folder (outputs/sweeps/NAME) or a run's.")
+            raise ConfigError(f"{printable(str(folder))}: no such folder. Name a sweep's folder (outputs/sweeps/NAME) or a run's.")
         listed = list(_find(folder))
         found = [record for record in listed if record.path is None or record.path.resolve() not in seen]
         seen |= {record.path.resolve() for record in found if record.path is not None}
         if not listed:
-            raise ConfigError(f"{folder}: no run in it. A run's folder has config.yaml, metrics.jsonl and results.json.")
+            raise ConfigError(
+                f"{printable(str(folder))}: no run in it. A run's folder has config.yaml, metrics.jsonl and results.json."
+            )
         records += found
     _mark_copies(records)
     return records
@@ -84,15 +99,16 @@ def _find(root: Path) -> Iterator[Record]:
     for ledger in ledgers:
         jobs, problem = _read_ledger(ledger)
         if problem:
-            yield Record(ledger, root, str(ledger.relative_to(root)), "damaged", problem)
+            yield Record(ledger, root, printable(str(ledger.relative_to(root))), "damaged", problem)
         planned |= {(ledger.parent / str(job.get("folder"))).resolve(): job for job in jobs}
     for folder in sorted(_run_folders(root), key=_natural):
         job = planned.pop(folder.resolve(), None)
         yield read(folder, _sweep_of(folder, root, ledgers), job)
     for folder, job in planned.items():
-        state = job.get("state") if job.get("state") in ("failed", "interrupted", "not_run") else "not_run"
-        cause = job.get("cause") or ("" if state == job.get("state") else f"sweep.json says {job.get('state')}; no folder {folder}")
-        yield Record(None, _sweep_of(folder, root, ledgers), str(job.get("name", folder.name)), str(state), str(cause) or None)
+        said, name = job.get("state"), printable(folder.name)
+        state = said if said in ("failed", "interrupted", "not_run") else "not_run"
+        cause = job.get("cause") or ("" if state == said else f"sweep.json says {said}; no folder {printable(str(folder))}")
+        yield Record(None, _sweep_of(folder, root, ledgers), str(job.get("name", name)), str(state), str(cause) or None)
 
 
 def _sweep_of(folder: Path, root: Path, ledgers: Sequence[Path]) -> Path:
@@ -127,25 +143,26 @@ def _walk(folder: Path, depth: int = 0) -> Iterator[Path]:
 def _read_ledger(path: Path) -> tuple[list[dict[str, Any]], str | None]:
     try:
         jobs = json.loads(path.read_text(encoding="utf-8"))["jobs"]
-        return [job for job in jobs if isinstance(job, dict)], None
+        return [harmless(job) | {"folder": job.get("folder")} for job in jobs if isinstance(job, dict)], None
     except (OSError, ValueError, LookupError, TypeError) as error:
         return [], f"the sweep's ledger cannot be read ({_short(error)}): runs that never began are unknown"
 
 
 def read(folder: Path, root: Path, job: dict[str, Any] | None = None) -> Record:
     """One run's files; damage is a state and a cause, not an exception. `job` is the sweep's ledger entry, where there is one."""
-    run_dir, record = RunDir(folder), Record(folder, root, folder.name, "damaged")
+    run_dir, record = RunDir(folder), Record(folder, root, printable(folder.name), "damaged")
     try:
         plain = run_dir.read_config()
-        record.name = str(plain["name"])
         int(plain["seed"])
         identity = fingerprint(plain)
+        plain = harmless(plain)
+        record.name = str(plain["name"])
         record.config = flatten(plain)
     except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError, AttributeError) as error:
         record.cause = f"{run_dir.config.name} cannot be read: {_short(error)}"
         return record
     try:
-        results = run_dir.read_results()
+        results = harmless(run_dir.read_results())
         if run_dir.results.exists():
             _check_results(results)
     except (OSError, ValueError, LookupError, TypeError) as error:
@@ -196,4 +213,4 @@ def _mark_copies(records: Iterable[Record]) -> None:
 
 
 def _short(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return printable((str(error).splitlines() or [type(error).__name__])[0][:200])

@@ -2,9 +2,11 @@
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+from vae_lab.compare.foreign import printable
 from vae_lab.errors import ConfigError
 from vae_lab.places import check_plain
 from vae_lab.run_dir import RunDir, write_atomic
@@ -24,6 +26,12 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--metric", help="number to rank by (default: test/elbo; test/nll where no run has an ELBO)")
     command.add_argument("--direction", choices=("higher", "lower"), help="what is better, for a metric of which it is not known")
     command.add_argument(
+        "--least-difference",
+        type=least_difference,
+        metavar="X",
+        help="in the metric's unit: nothing that differs by less is called better (default: 0.1 %% of the metric's scale)",
+    )
+    command.add_argument(
         "--out", type=Path, metavar="FILE.html", help="the page; the rest lies beside it (default: DIR/report.html)"
     )
     command.add_argument("--title", help="of the page (default: the names of the folders)")
@@ -33,9 +41,25 @@ def add_commands(commands: Any) -> None:
     command.set_defaults(run=run)
 
 
+def least_difference(text: str) -> float:
+    """A finite number that is not negative.
+
+    Raises:
+        argparse.ArgumentTypeError: it is something else.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: must be a number from 0, in the metric's unit")
+    return value
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Compare, print, write; 0, or a `VaeLabError`."""
     from rich.console import Console
+    from rich.text import Text
 
     from vae_lab.compare import terminal
     from vae_lab.compare.report import build
@@ -44,15 +68,15 @@ def run(arguments: argparse.Namespace) -> int:
     by = [key.strip() for key in (arguments.by or "").split(",") if key.strip()]
     out = output_path(arguments.out, arguments.folders)
     with console.status("reading runs ..."):
-        report = build(arguments.folders, by, arguments.metric, arguments.direction)
-    report.title = arguments.title or report.title
+        report = build(arguments.folders, by, arguments.metric, arguments.direction, arguments.least_difference)
+    report.title = printable(arguments.title or report.title)
     if arguments.wandb_dry_run is not None and arguments.wandb is None:
         raise ConfigError("--wandb-dry-run names a file only; say --wandb ENTITY/PROJECT too.")
     request = None if arguments.wandb is None else wandb_request(report, arguments.wandb)
     terminal.show(console, report.comparisons, report.findings, report.records)
     with console.status("drawing ..."):
         written = write(report, out, links=not arguments.no_links)
-    console.print(f"\n[bold]{out}[/bold]  ({', '.join(written)})", highlight=False, soft_wrap=True)
+    console.print(Text.assemble("\n", (printable(str(out)), "bold"), f"  ({', '.join(written)})"), soft_wrap=True)
     if request is not None:
         _publish(request, arguments.wandb_dry_run, console)
     return 0
@@ -74,15 +98,17 @@ def wandb_request(report: Any, project: str) -> Any:
 
 def _publish(request: Any, file: Path | None, console: Any) -> None:
     """Save the report in W&B and say where, or write its specification to `file`."""
+    from rich.text import Text
+
     from vae_lab.compare.wandb_report import publish, specification
 
     if file is not None:
         write_atomic(file, json.dumps(specification(request), indent=1) + "\n")
-        console.print(f"[bold]{file}[/bold]", highlight=False, soft_wrap=True)
+        console.print(Text(printable(str(file)), "bold"), soft_wrap=True)
         return
     published = publish(request, say=lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
     if published.untracked:
-        names = ", ".join(path.name for path in published.untracked)
+        names = ", ".join(printable(path.name) for path in published.untracked)
         console.print(f"not in it, since they were not logged to W&B: {names}", highlight=False, markup=False, soft_wrap=True)
     console.print(published.url, highlight=False, markup=False, soft_wrap=True)
 

@@ -5,18 +5,19 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from vae_lab.compare.collect import Record
-from vae_lab.compare.metrics import Metric
+from vae_lab.config import FREE_KEYS
 from vae_lab.errors import ConfigError, did_you_mean
 
 SHORT = {
     "model": "model.variant",
     "loss": "loss.name",
     "latent_dim": "latent_dim",
+    "objective": "objective.name",  # before its beta, which it decides
     "beta": "objective.beta",
-    "objective": "objective.name",
     "network": "network.name",
     "hidden_dims": "hidden_dims",
     "data": "data.name",
@@ -26,9 +27,9 @@ SHORT = {
     "scheduler": "scheduler.name",
 }
 # Keys that cannot change a run's numbers, or only repeat another one
-IGNORED = ("name", "seed", "device", "resume", "resume_allow", "model.name", "model.latent_dim", "network.hidden_dims")
-IGNORED_GROUPS = ("tracking.", "data.root", "data.download")
 PICTURES = ("figures", "num_images", "manifold_steps", "manifold_range", "batch_size")  # evaluation keys that move no number
+IGNORED = ("seed", "model.name", "model.latent_dim", "network.hidden_dims", *(f"evaluation.{key}" for key in PICTURES))
+FREE_GROUPS = tuple(f"{key}." for key in FREE_KEYS)
 
 
 @dataclass(eq=False)
@@ -40,6 +41,7 @@ class Group:
     records: list[Record]
     expected_seeds: list[int] = field(default_factory=list)  # those that this group's sweep has somewhere
     missing_seeds: list[int] = field(default_factory=list)
+    seeds_of_root: dict[Path, set[int]] = field(default_factory=dict)  # of each sweep that has runs of its section
     index: int = 0  # position in its section: decides its colour
 
     def usable(self, metric: str) -> list[Record]:
@@ -65,7 +67,7 @@ class Group:
 
     @property
     def seeds(self) -> str:
-        """'n = 4 of 5 seeds'."""
+        """'4 of 5'; '5' if none is missing."""
         have = len(self.expected_seeds) - len(self.missing_seeds)
         return f"{have} of {len(self.expected_seeds)}" if self.missing_seeds else str(have)
 
@@ -74,7 +76,7 @@ class Group:
 class Section:
     """Runs whose numbers are on one scale."""
 
-    scale: dict[str, str]  # what they have in common: data, digest, binarisation, likelihood, evaluation
+    scale: dict[str, str]  # what they have in common: data, test images, class of likelihood, evaluation
     records: list[Record]
     groups: list[Group] = field(default_factory=list)
     title: str = ""
@@ -95,11 +97,12 @@ def varied(records: Iterable[Record]) -> list[str]:
     """Config keys, short where they have a short name, that differ between runs and matter; seed excluded."""
     configs = [record.config for record in records if record.config]
     keys = dict.fromkeys([*SHORT.values(), *(key for config in configs for key in config)])
-    return [
-        short_key(key)
-        for key in keys
-        if key not in IGNORED and not key.startswith(IGNORED_GROUPS) and len({_text(config.get(key)) for config in configs}) > 1
-    ]
+    return [short_key(key) for key in keys if matters(key) and len({text_of(config.get(key)) for config in configs}) > 1]
+
+
+def matters(key: str) -> bool:
+    """Whether a config key may change a run's numbers, and is not said by another one."""
+    return key not in IGNORED and key not in FREE_KEYS and not key.startswith(FREE_GROUPS)
 
 
 def default_by(records: Sequence[Record]) -> tuple[list[str], list[str]]:
@@ -110,7 +113,7 @@ def default_by(records: Sequence[Record]) -> tuple[list[str], list[str]]:
     for key in varied(records):
         seen: dict[str, set[str]] = {}
         for config in configs:
-            seen.setdefault(_text([config.get(full_key(name)) for name in chosen]), set()).add(_text(config.get(full_key(key))))
+            seen.setdefault(text_of([config.get(full_key(name)) for name in chosen]), set()).add(text_of(config.get(full_key(key))))
         (chosen if any(len(values) > 1 for values in seen.values()) else implied).append(key)
     return chosen or ["model"], implied
 
@@ -131,72 +134,26 @@ def check_by(by: Sequence[str], records: Iterable[Record]) -> list[str]:
     return list(dict.fromkeys(short_key(key) for key in by))
 
 
-def scale_of(record: Record, metric: Metric, digests: dict[str, str]) -> dict[str, str]:
-    """What decides the scale of a metric; runs that agree in all of it may be ranked together."""
-    config = record.config
-    data = _data_key(record)
-    scale = {
-        "data": str(config.get("data.name")),
-        "data digest": str(record.results.get("data_digest") or digests.get(data, data)),
-        "binarize": str(config.get("data.binarize")),
-    }
-    if metric.needs_likelihood:
-        scale["loss"] = str(config.get("loss.name"))
-    if metric.needs_objective:
-        scale |= {key: str(value) for key, value in sorted(config.items()) if key.startswith("objective.")}
-    for key, value in sorted(config.items()):
-        if key.startswith("evaluation.") and key.removeprefix("evaluation.") not in PICTURES:
-            scale[key] = str(value)
-    return scale
-
-
-def sections(records: Sequence[Record], by: Sequence[str], metric: Metric) -> list[Section]:
-    """Comparable runs together, the largest section first, each with its groups in the order of their values."""
-    configured = [record for record in records if record.config]
-    digests = {_data_key(record): str(record.results["data_digest"]) for record in configured if record.results.get("data_digest")}
-    found: dict[str, Section] = {}
-    for record in configured:
-        scale = scale_of(record, metric, digests)
-        found.setdefault(_text(scale), Section(scale, [])).records.append(record)
-    ordered = sorted(found.values(), key=lambda section: -len(section.records))
-    several = [key for key in dict.fromkeys(key for section in ordered for key in section.scale) if _differs(key, ordered)]
-    for number, section in enumerate(ordered):
-        names = [f"{section.scale[key]}" for key in ("data", "loss") if key in section.scale]
-        names += [f"{key} {section.scale.get(key, 'none')}" for key in several if key not in ("data", "loss")]
-        section.title = ", ".join(names)
-        section.slug = f"section{number + 1}_" if len(ordered) > 1 else ""
-        section.groups = _groups(section.records, by)
-    return ordered
-
-
-def differing(found: Sequence[Section]) -> dict[str, list[str]]:
-    """Which parts of the scale keep sections apart, with their values."""
-    keys = dict.fromkeys(key for section in found for key in section.scale)
-    return {key: list(dict.fromkeys(section.scale.get(key, "none") for section in found)) for key in keys if _differs(key, found)}
-
-
-def _differs(key: str, found: Sequence[Section]) -> bool:
-    return len({section.scale.get(key) for section in found}) > 1
-
-
-def _groups(records: Sequence[Record], by: Sequence[str]) -> list[Group]:
+def groups_of(records: Sequence[Record], by: Sequence[str]) -> list[Group]:
+    """Runs of one section by the values of `by`, in their order; labelled by what differs."""
     members: dict[str, list[Record]] = {}
     for record in records:
-        members.setdefault(_text([_number(record.config.get(full_key(key))) for key in by]), []).append(record)
+        members.setdefault(text_of([_number(record.config.get(full_key(key))) for key in by]), []).append(record)
     groups = []
     for runs in members.values():
         values = tuple(_hashable(runs[0].config.get(full_key(key))) for key in by)
         groups.append(Group(values, "", runs))
     words = [list(dict.fromkeys(group.values[i] for group in groups)) for i in range(len(by))]
     groups.sort(key=lambda group: [_order(value, words[i].index(value)) for i, value in enumerate(group.values)])
-    shown = [i for i in range(len(by)) if len({_text(group.values[i]) for group in groups}) > 1] or list(range(len(by)))
-    seeds_of_root: dict[Any, set[int]] = {}
+    shown = [i for i in range(len(by)) if len({text_of(group.values[i]) for group in groups}) > 1] or list(range(len(by)))
+    seeds_of_root: dict[Path, set[int]] = {}
     for record in records:
         seeds_of_root.setdefault(record.root, set()).add(record.seed)
     for index, group in enumerate(groups):
         group.index = index
         parts = [part_label(by[i], group.values[i], group) for i in shown]
         group.label = " · ".join(part for part in parts if part) or "all runs"
+        group.seeds_of_root = seeds_of_root
         group.expected_seeds = sorted(set().union(*(seeds_of_root[record.root] for record in group.records)))
         have = {record.seed for record in group.records if record.usable}
         group.missing_seeds = [seed for seed in group.expected_seeds if seed not in have]
@@ -215,6 +172,7 @@ def _number(value: Any) -> Any:
 def part_label(key: str, value: Any, group: Group | None = None) -> str:
     """A group's value of one key as its label says it: 'vae', 'z=10', 'beta=4 (beta_eff 2)'."""
     text = f"{value:g}" if isinstance(value, float) else str(value)
+    text = text if text.strip() else repr(text)  # a name that cannot be seen
     if key == "beta":
         if value is None:
             return ""
@@ -225,12 +183,8 @@ def part_label(key: str, value: Any, group: Group | None = None) -> str:
     return text if key in ("model", "loss", "objective", "data", "network", "optimizer") else f"{key.rpartition('.')[2]}={text}"
 
 
-def _data_key(record: Record) -> str:
-    config = {key: value for key, value in record.config.items() if key.startswith("data.")}
-    return _text({key: value for key, value in config.items() if not key.startswith(IGNORED_GROUPS)})
-
-
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """A config value as JSON, to be compared."""
     return json.dumps(value, sort_keys=True, default=str)
 
 

@@ -1,5 +1,6 @@
 """What is known about each number: its unit, which direction is better, and whether it depends on the likelihood."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,11 +83,18 @@ def of_run(results: dict[str, Any], cohort_size: int) -> dict[str, float]:
         part = results.get(split)
         for term, value in part.items() if isinstance(part, dict) else ():
             if isinstance(value, int | float) and not isinstance(value, bool):
-                numbers[f"{split}/{term}"] = float(value)
+                numbers[f"{split}/{term}"] = _float(value)
     times = results.get("time")
     times = times if isinstance(times, dict) else {}
     extra = {"parameters": results.get("parameters")} | {f"time/{key}": times.get(key) for key in ("train_s", "images_per_s")}
     for name, value in extra.items():
         if isinstance(value, int | float) and not isinstance(value, bool):
-            numbers[name] = float(value) / (cohort_size if name == "time/train_s" else 1)
+            numbers[name] = _float(value) / (cohort_size if name == "time/train_s" else 1)
     return numbers
+
+
+def _float(value: int | float) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # JSON's whole numbers have no end
+        return math.inf

@@ -8,16 +8,21 @@ from typing import Any
 from urllib.parse import quote
 
 from vae_lab.compare.analysis import Comparison
-from vae_lab.compare.answer import decimals, interval, number, probability, seconds, sentences, standing
+from vae_lab.compare.answer import seeds_of, sentences, standing
 from vae_lab.compare.chart import Style
 from vae_lab.compare.collect import Record
 from vae_lab.compare.groups import Group, full_key
 from vae_lab.compare.report import Report
 from vae_lab.compare.statistics import Pair
+from vae_lab.compare.wording import decimals, interval, number, probability, seconds
 
 VERDICTS = {
-    "better": "beyond noise",
+    "better": "better",
     "noise": "may be noise",
+    "small": "too small to matter",
+    "images": "may be the test images",
+    "lost": "runs are lost",
+    "unclaimed": "estimate",
     "constant": "same in every seed",
     "equal": "equal",
     "untested": "not tested",
@@ -44,6 +49,7 @@ def comparison(found: Comparison, looks: Sequence[Style]) -> dict[str, Any]:
     return {
         "metric": found.metric,
         "words": sentences(found),
+        "claims": found.claims,
         "rows": [_row(found, group, digits) | look(looks[group.index]) for group in found.groups],
         "without": [group.label for group in found.without],
         "pairs": [_pair(pair, digits) for pair in found.pairs],
@@ -64,7 +70,7 @@ def _row(found: Comparison, group: Group, digits: int) -> dict[str, Any]:
     kind, words = standing(found, group)
     return {
         "label": group.label,
-        "seeds": group.seeds,
+        "seeds": seeds_of(found, group),
         "n": int(row["n"]),
         "mean": number(row["mean"], digits),
         "sd": "" if math.isnan(row["sd"]) else number(row["sd"], digits),
@@ -89,10 +95,11 @@ def _pair(pair: Pair, digits: int) -> dict[str, Any]:
         "b": pair.b,
         "n": pair.n,
         "gain": number(pair.gain, digits),
-        "t": between(pair.low, pair.high),
-        "boot": between(pair.boot_low, pair.boot_high),
+        "interval": between(pair.low, pair.high),
+        "seeds_error": "" if math.isnan(pair.error) else number(pair.error, digits + 1),
+        "images_error": "" if math.isnan(pair.image_error) else number(pair.image_error, digits + 1),
         "p": probability(pair.p).removeprefix("p ").removeprefix("= "),
-        "holm": probability(pair.p_holm).removeprefix("p ").removeprefix("= "),
+        "family": probability(pair.p_family).removeprefix("p ").removeprefix("= "),
         "wilcoxon": probability(pair.p_wilcoxon).removeprefix("p ").removeprefix("= "),
         "verdict": VERDICTS[pair.verdict],
         "kind": pair.verdict,
@@ -128,12 +135,11 @@ def runs(report: Report, folder: Path | None) -> dict[str, Any]:
         cells += [_cell(record.numbers.get(name), NUMBERS.get(name, 4), fixed=True) for name in names]
         cells += [_cell(record.results.get("epochs")), _cell(record.numbers.get("time/train_s"), 1, fixed=True)]
         cells += [_cell(record.results.get("parameters"))]
-        where = str(record.path) if record.path is not None else ""
         rows.append(
             {
                 "name": record.name,
                 "link": link(record, folder),
-                "where": where,
+                "where": record.where,
                 "counts": record.usable,
                 "cells": cells,
                 "is_copy": record.copy_of is not None,

@@ -9,12 +9,15 @@ from typing import Any
 import pandas as pd
 
 from vae_lab.compare.analysis import Comparison
-from vae_lab.compare.answer import decimals, number, sentences, standing
+from vae_lab.compare.answer import seeds_of, sentences, standing
 from vae_lab.compare.audit import KINDS, Finding, lost
 from vae_lab.compare.collect import Record
+from vae_lab.compare.foreign import printable
 from vae_lab.compare.groups import Section, full_key, short_key, varied
+from vae_lab.compare.wording import decimals, number
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet reads a cell that begins with these as a formula
+# A spreadsheet reads a cell that begins with these as a formula; East Asian ones take the wide forms, too
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 ENVIRONMENT = ("vae_lab", "torch", "python", "device", "threads", "processor", "platform")
 
 
@@ -22,7 +25,7 @@ def inert(value: Any) -> Any:
     """Text that no spreadsheet takes for a formula; numbers stay numbers."""
     if isinstance(value, list | dict | bool):
         value = str(value)
-    if isinstance(value, str) and value.lstrip(" \n").startswith(FORMULA):
+    if isinstance(value, str) and value.strip().startswith(FORMULA):
         return "'" + value
     return value
 
@@ -47,7 +50,7 @@ def _row(record: Record, place: Any, keys: Sequence[str], names: Sequence[str], 
     environment = environment if isinstance(environment, dict) else {}
     row: dict[str, Any] = {
         "run": record.name,
-        "folder": None if record.path is None else os.path.relpath(record.path, folder),
+        "folder": None if record.path is None else printable(os.path.relpath(record.path, folder)),
         "state": record.state,
         "cause": record.cause,
         "section": place[0].title if place else None,
@@ -77,10 +80,13 @@ def summary(comparisons: Sequence[Comparison], by: Sequence[str]) -> pd.DataFram
                     "beta_eff": group.beta_eff,
                     "seeds": int(row["n"]),
                     "seeds_planned": len(group.expected_seeds),
+                    "lost": found.losses[group.label].words or None,
                 }
                 | {key: row[key] for key in ("mean", "sd", "low", "high", "rank", "wins")}
                 | {"standing": standing(found, group)[1], "behind_best": pair.gain if pair else None}
-                | {"p": pair.p if pair else None, "p_holm": pair.p_holm if pair else None}
+                | {"p": pair.p if pair else None, "p_family": pair.p_family if pair else None}
+                | {"error_seeds": pair.error if pair else None, "error_images": pair.image_error if pair else None}
+                | {"claims": found.claims, "least_difference": found.least}
                 | {"train_s": group.mean("time/train_s"), "parameters": group.mean("parameters")}
             )
     return pd.DataFrame(rows)
@@ -115,7 +121,7 @@ def _table(found: Comparison) -> list[str]:
         row = found.table.loc[group.label]
         cells = [
             group.label,
-            group.seeds,
+            seeds_of(found, group),
             number(row["mean"], digits),
             "" if math.isnan(row["low"]) else f"{number(row['low'], digits)} to {number(row['high'], digits)}",
             "" if group.beta_eff is None else f"{group.beta_eff:.3g}",
@@ -130,7 +136,8 @@ def _table(found: Comparison) -> list[str]:
 
 def _inline(text: str) -> str:
     """Text that Markdown shows as it is, on one line."""
-    text = " ".join(str(text).split())
-    for sign in "\\`*_[]|#":
+    text = " ".join(printable(str(text)).split())
+    for sign in "\\`*_[]|#~$@!":
         text = text.replace(sign, f"\\{sign}")
+    text = text.replace("://", "\\://").replace("www.", "www\\.")  # else GitHub makes links of them
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -8,12 +8,13 @@ from rich.table import Table
 from rich.text import Text
 
 from vae_lab.compare.analysis import Comparison
-from vae_lab.compare.answer import decimals, number, probability, seconds, sentences, standing
+from vae_lab.compare.answer import seeds_of, sentences, standing
 from vae_lab.compare.audit import KINDS, Finding, lost
 from vae_lab.compare.collect import Record
 from vae_lab.compare.groups import Group
+from vae_lab.compare.wording import decimals, number, probability, seconds
 
-COLOURS = {"best": "bold green", "worse": "", "noise": "yellow", "untested": "dim"}
+COLOURS = {"best": "bold green", "worse": "", "": "", "noise": "yellow", "untested": "dim"}
 MAX_ROWS, MAX_LINES = 24, 12
 WIDE = 110  # columns of a terminal from which the table has everything
 
@@ -56,10 +57,10 @@ def _row(found: Comparison, group: Group) -> tuple[str, dict[str, str]]:
     spread = "" if math.isnan(row["low"]) else f" ± {number(row['high'] - row['mean'], digits)}"
     return kind, {
         "variant": group.label,
-        "seeds": group.seeds,
+        "seeds": seeds_of(found, group),
         "mean": number(row["mean"], digits) + spread,
         "against the best": words,
-        "p": "" if pair is None else probability(pair.p_holm).removeprefix("p ").removeprefix("= "),
+        "p": "" if pair is None else probability(pair.p_family).removeprefix("p ").removeprefix("= "),
         "rank": "" if math.isnan(row["rank"]) else f"{row['rank']:.2f}",
         "beta_eff": "" if group.beta_eff is None else f"{group.beta_eff:.3g}",
         "train": seconds(group.mean("time/train_s")),

@@ -44,7 +44,10 @@ def outcome(comparisons: Sequence[Comparison]) -> Chart:
     return Chart("outcome", "What each variant reaches", OUTCOME, panels, wide=True)
 
 
-OUTCOME = "A faint point is a run, the bold one its group's mean, the bar the 95 % t interval over seeds. Best on top."
+OUTCOME = (
+    "A faint point is a run, the bold one the mean over what all compared variants have, the bar its 95 % interval over seeds, "
+    "wide enough for the choice of the best. Best on top; below stand those that are not compared."
+)
 
 
 def _interval(kind: str, x: Number, y: Number, low: float, high: float, style: Style, group: Group) -> Mark:
@@ -58,19 +61,18 @@ def gains(comparisons: Sequence[Comparison]) -> Chart | None:
     """How much better the best group is than each other one, within seeds."""
     panels = []
     for found in comparisons:
+        if found.best is None:
+            continue
         look = styles_of(found.section)
         panel = Panel(f"{found.metric.name}: gain of {found.best.label}", f"{found.metric.name} gained [{found.metric.unit}]", "")
-        rows = [(group, pair) for group in reversed(found.groups[1:]) if (pair := found.against_best(group)) and pair.n]
+        rows = [(group, pair) for group in reversed(found.others) if (pair := found.against_best(group))]
         for place, (group, pair) in enumerate(rows):
-            sign = 1 if pair.a == found.best.label else -1
-            low, high = sorted((sign * pair.low, sign * pair.high))
             panel.y_ticks.append((place, group.label))
-            panel.marks.append(_interval("xerr", sign * pair.gain, place, low, high, look(group), group))
-            if not math.isnan(pair.boot_low):
-                boot, below = [sign * pair.boot_low, sign * pair.boot_high], [place - 0.25] * 2
-                panel.marks.append(
-                    Mark("line", boot, below, Style(look(group).colour), group.index, text=["bootstrap"], faint=True)
-                )
+            panel.marks.append(_interval("xerr", pair.gain, place, pair.low, pair.high, look(group), group))
+            if not math.isnan(pair.image_error):
+                reach, text = IMAGES_Z * pair.image_error, [f"{group.label}: {pair.gain:.4g}, test images"]
+                ends, below = [pair.gain - reach, pair.gain + reach], [place - 0.25] * 2
+                panel.marks.append(Mark("line", ends, below, Style(look(group).colour), group.index, text=text, faint=True))
         if rows:
             panel.marks.insert(0, Mark("guide", [0, 0], [-0.5, len(rows) - 0.5]))
             panel.marks.append(Mark("note", [0], [len(rows) - 0.5], text=["no difference"]))
@@ -78,9 +80,11 @@ def gains(comparisons: Sequence[Comparison]) -> Chart | None:
     return Chart("gains", "By how much the best is better", GAINS, panels, wide=True) if panels else None
 
 
+IMAGES_Z = 1.96  # standard errors of a normal 95 % interval
 GAINS = (
-    "Differences within seeds: the point is their mean, the bar its 95 % t interval, the thin line below it the bootstrap's. "
-    "A bar that crosses zero is not told apart from noise; the converse needs the correction for many comparisons, in the table."
+    "Differences within the seeds that all have: the point is their mean, the bar its 95 % interval over seeds, which holds for "
+    "all pairs of variants at once: a bar that crosses zero is not told apart from noise. The thin line below it, where runs kept "
+    "their terms of single images, is the 95 % interval over the choice of test images, for these very runs."
 )
 
 
@@ -90,9 +94,7 @@ def against(comparisons: Sequence[Comparison], by: Sequence[str], implied: Seque
     for key in [*by, *(key for key in implied if key == "beta")]:
         panels = [panel for found in comparisons if (panel := _against(found, by, key)) is not None]
         if panels:
-            caption = (
-                f"Points are runs, bars 95 % t intervals of the mean over seeds. Lines join settings that differ in {key} only."
-            )
+            caption = f"Points are runs, bars 95 % intervals of the mean over seeds. Lines join settings that differ in {key} only."
             charts.append(Chart(f"against_{key}", f"Against {key}", caption, panels))
     return charts
 

@@ -10,7 +10,8 @@ from matplotlib.ticker import MaxNLocator
 
 from vae_lab.compare.chart import MUTED, Chart, Mark, Panel, Style
 from vae_lab.compare.collect import Record
-from vae_lab.compare.groups import IGNORED, IGNORED_GROUPS, Group, Section
+from vae_lab.compare.foreign import printable
+from vae_lab.compare.groups import Group, Section, matters
 from vae_lab.compare.metrics import TERMS
 from vae_lab.compare.views import hover, join, styles_of, value_of
 
@@ -37,8 +38,8 @@ CURVES = (
 
 def _curve(section: Section, key: str) -> Panel | None:
     look = styles_of(section)
-    unit = TERMS.get(key.partition("/")[2], ("",))[0]
-    panel = Panel(key, "epoch", f"{key} [{unit}]" if unit else key)
+    unit, title = TERMS.get(key.partition("/")[2], ("",))[0], printable(key)
+    panel = Panel(title, "epoch", f"{title} [{unit}]" if unit else title)
     lows, highs = [], []
     for group in section.groups:
         epochs, low, middle, high = _band([record for record in group.records if record.usable], key)
@@ -116,8 +117,8 @@ RATE_DISTORTION = (
 
 def _but_beta(group: Group) -> str:
     config = group.records[0].config
-    out = (*IGNORED, "objective.beta", "model.variant")
-    kept = {key: value for key, value in config.items() if key not in out and not key.startswith(IGNORED_GROUPS)}
+    out = ("objective.beta", "model.variant")
+    kept = {key: value for key, value in config.items() if key not in out and matters(key)}
     return json.dumps(kept, sort_keys=True, default=str)
 
 
