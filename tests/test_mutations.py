@@ -357,9 +357,9 @@ MUTATIONS = {
         "tests/test_compare_statistics.py::test_b5_the_interval_of_the_best_holds_its_mean",
     ),
     "printable names": (
-        "vae_lab/compare/foreign.py",
-        "    if text.isprintable():",
-        "    if True:",
+        "vae_lab/text.py",
+        "if unicodedata.category(character) in CONTROLS and character not in JOINERS",
+        "if False",
         "tests/test_compare_foreign.py::test_c7_no_escape_reaches_what_is_written",
     ),
 }  # fmt: skip

@@ -21,6 +21,15 @@ def printable(value: object) -> str:
     )
 
 
+def harmless(value: Any) -> Any:
+    """The same for every text in a value read from JSON or YAML, keys too: made harmless once, where it is read."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {printable(key) if isinstance(key, str) else key: harmless(item) for key, item in value.items()}
+    return [harmless(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 def complain(line: object) -> None:
     """A line on stderr."""
     sys.stderr.write(f"{printable(line)}\n")

@@ -1,6 +1,5 @@
 """Run directories, found and read: one `Record` for every run that is there or was planned, whatever became of it."""
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -10,10 +9,10 @@ from typing import Any
 import yaml
 
 from vae_lab.compare import metrics
-from vae_lab.compare.foreign import harmless, printable
 from vae_lab.config import fingerprint, flatten
 from vae_lab.errors import ConfigError
-from vae_lab.run_dir import FINISHED, LEDGER, RunDir
+from vae_lab.run_dir import FINISHED, LEDGER, RunDir, read_json
+from vae_lab.text import harmless, printable
 
 MAX_DEPTH = 4
 HUGE = 1e100
@@ -142,7 +141,7 @@ def _walk(folder: Path, depth: int = 0) -> Iterator[Path]:
 
 def _read_ledger(path: Path) -> tuple[list[dict[str, Any]], str | None]:
     try:
-        jobs = json.loads(path.read_text(encoding="utf-8"))["jobs"]
+        jobs = read_json(path)["jobs"]
         return [harmless(job) | {"folder": job.get("folder")} for job in jobs if isinstance(job, dict)], None
     except (OSError, ValueError, LookupError, TypeError) as error:
         return [], f"the sweep's ledger cannot be read ({_short(error)}): runs that never began are unknown"
@@ -175,6 +174,8 @@ def read(folder: Path, root: Path, job: dict[str, Any] | None = None) -> Record:
         return record
     record.results, record.state = results, results["status"]
     record.cause = None if results.get("error") is None else str(results["error"])
+    if results["status"] in FINISHED and results.get("epochs") and not run_dir.metrics.exists():
+        record.problems.append("metrics.jsonl is gone: there are no curves of this run")
     record.cohort_size = max(1, len(run_dir.read_cohort()))
     record.numbers = metrics.of_run(results, record.cohort_size)
     if identity != record.fingerprint:

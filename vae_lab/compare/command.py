@@ -6,10 +6,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-from vae_lab.compare.foreign import printable
 from vae_lab.errors import ConfigError
 from vae_lab.places import check_plain
 from vae_lab.run_dir import RunDir, write_atomic
+from vae_lab.text import printable
 
 
 def add_commands(commands: Any) -> None:

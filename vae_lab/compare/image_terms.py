@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from vae_lab.compare.collect import Record
-from vae_lab.compare.foreign import printable
+from vae_lab.text import printable
 
 FILE = "test_terms.npz"
 MAX_BYTES = 2**28  # unpacked, of one term

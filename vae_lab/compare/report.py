@@ -9,10 +9,10 @@ from vae_lab.compare.analysis import Comparison
 from vae_lab.compare.audit import Finding
 from vae_lab.compare.chart import Chart
 from vae_lab.compare.collect import Record, collect
-from vae_lab.compare.foreign import printable
 from vae_lab.compare.groups import Section
 from vae_lab.compare.metrics import Metric
 from vae_lab.errors import ConfigError
+from vae_lab.text import printable
 
 
 @dataclass(eq=False)

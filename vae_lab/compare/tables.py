@@ -12,9 +12,9 @@ from vae_lab.compare.analysis import Comparison
 from vae_lab.compare.answer import seeds_of, sentences, standing
 from vae_lab.compare.audit import KINDS, Finding, lost
 from vae_lab.compare.collect import Record
-from vae_lab.compare.foreign import printable
 from vae_lab.compare.groups import Section, full_key, short_key, varied
 from vae_lab.compare.wording import decimals, number
+from vae_lab.text import printable
 
 # A spreadsheet reads a cell that begins with these as a formula; East Asian ones take the wide forms, too
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\uff1d", "\uff0b", "\uff0d", "\uff20")

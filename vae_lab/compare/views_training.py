@@ -10,10 +10,10 @@ from matplotlib.ticker import MaxNLocator
 
 from vae_lab.compare.chart import MUTED, Chart, Mark, Panel, Style
 from vae_lab.compare.collect import Record
-from vae_lab.compare.foreign import printable
 from vae_lab.compare.groups import Group, Section, matters
 from vae_lab.compare.metrics import TERMS
 from vae_lab.compare.views import hover, join, styles_of, value_of
+from vae_lab.text import printable
 
 MAX_POINTS = 150  # of a curve
 SKIPPED_START = 0.05  # of the epochs: the steep first ones may run off the top
