@@ -11,10 +11,12 @@ import vae_lab
 from tests.test_settings import SMALL, quietly
 from tests.variants import Base, BatchNormed, Dropped, ImportanceWeighted, Misbehaving, Tied, WrongSize, chosen
 from vae_lab.data import load
+from vae_lab.distributions import diag_normal
 from vae_lab.entry import check
-from vae_lab.errors import ConfigError
+from vae_lab.errors import ConfigError, OutOfMemoryError
 from vae_lab.inspection import Inspection
 from vae_lab.job import make_run
+from vae_lab.models.vae import VAE
 
 HERE = re.escape(str(Path(variants.__file__)))
 NETWORK = {"hidden_dims": [8]}
@@ -147,3 +149,78 @@ def test_tied_layers_are_kept_and_loaded(monkeypatch, compose, tmp_path: Path) -
     assert float(run.elbo(load(cfg["data"]).test.x).mean()) == pytest.approx(results["test"]["elbo"], rel=1e-6)
     again = compose(*SMALL, "trainer.epochs=3", "resume_allow=[trainer.epochs]")
     assert quietly(chosen(monkeypatch, again, "network", Tied, **NETWORK), tmp_path / "run")["epochs"] == 3
+
+
+class Unmade(Base):
+    def __init__(self, config):
+        raise ValueError("no such thing")
+
+
+class WithoutConfig(Base):
+    Config = None
+
+
+class WithoutRequires(Base):
+    requires = None
+
+
+class AtWeight(Base):
+    def kl_weight(self):
+        return {"beta": 1.0}
+
+
+class Hungry(Base):
+    def keep(self, beta: float) -> None:
+        super().keep(beta)
+        self.table = torch.empty(2**48)
+
+
+class Wordy(Base):
+    def noise_shapes(self, model):
+        return {"eps": "D"}
+
+
+PLUGIN_MISTAKES = {
+    Unmade: r"the objective Unmade cannot be made: ValueError: no such thing",
+    WithoutConfig: r"the objective WithoutConfig: the class nests no dataclass Config",
+    WithoutRequires: r"WithoutRequires does not say what it requires of a model",
+    AtWeight: r"AttributeError|TypeError",
+    Wordy: r"Type\w*Error",
+}
+
+
+@pytest.mark.parametrize("cls", PLUGIN_MISTAKES)
+def test_mistakes_of_a_class_are_one_message(cls: type, monkeypatch, compose) -> None:
+    with pytest.raises(ConfigError, match=PLUGIN_MISTAKES[cls]):
+        check(chosen(monkeypatch, compose(*SMALL), "objective", cls, beta=1.0))
+
+
+def test_a_class_that_needs_more_memory_than_there_is(monkeypatch, compose) -> None:
+    with pytest.raises(OutOfMemoryError, match="Not enough memory"):
+        check(chosen(monkeypatch, compose(*SMALL), "objective", Hungry, beta=1.0))
+
+
+def model_of(posterior: object) -> type:
+    """A VAE with another posterior."""
+
+    class Other(VAE):
+        Config = VAE.Config
+
+        def posterior(self, x):
+            return posterior(*self.encoder(x).float().chunk(2, dim=-1))
+
+    return Other
+
+
+@pytest.mark.parametrize(("posterior", "reason"), [
+    (lambda mu, logvar: torch.distributions.Cauchy(mu, logvar.exp()), "reparameterize needs noise and knows Normal"),
+    (lambda mu, logvar: torch.distributions.Normal(mu, logvar.exp()).sample(), "reparameterize"),
+    (lambda mu, logvar: diag_normal(mu[:, :1], logvar[:, :1]), r"the code of two images is \[2, 1\], not \[2, 2\]"),
+    (lambda mu, logvar: diag_normal(mu[:, None], logvar[:, None]), "Error"),
+    (lambda mu, logvar: None, "Error"),
+])  # fmt: skip
+def test_posteriors_that_cannot_be_drawn_from(posterior: object, reason: str, monkeypatch, compose) -> None:
+    cls = model_of(posterior)
+    cfg = compose(*SMALL)
+    with pytest.raises(ConfigError, match=reason):
+        check(chosen(monkeypatch, cfg, "model", cls, variant="other", latent_dim=2))

@@ -103,6 +103,21 @@ def test_a_value_that_holds_itself() -> None:
     assert stack_key(holding(loop)) == stack_key(holding(loop))
 
 
+def made(weight: float) -> type:
+    class Made(nn.Module):
+        def forward(self, x):
+            return weight * x
+
+    return Made
+
+
+def test_classes_of_one_name_are_told_apart() -> None:
+    one, other = made(1.0), made(2.0)
+    assert stack_key(one()) == stack_key(one())
+    assert stack_key(one()) != stack_key(other())
+    assert stack_key(holding(one)) != stack_key(holding(other))
+
+
 def test_hooks_are_compared() -> None:
     one, other = nn.Linear(2, 2), nn.Linear(2, 2)
     assert stack_key(one) == stack_key(other)

@@ -280,8 +280,7 @@ def check(plain: dict[str, Any]) -> "Run":
     trainer = typed(TrainerConfig, plain["trainer"], "trainer")
     typed(EvaluationConfig, plain["evaluation"], "evaluation")
     for group in REGISTERED_GROUPS:
-        cls = registry.get(group, str(plain[group].get("name")))
-        typed(cls.Config, plain[group], group)  # type: ignore[attr-defined]
+        registry.typed_config(group, plain[group])
     device = choose_device(Device(plain["device"]))
     if trainer.precision is Precision.tf32 and device.type != "cuda":
         raise ConfigError(f"trainer.precision=tf32 is CUDA's, and this run trains on {device.type}. Use fp32 or bf16.")

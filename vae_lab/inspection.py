@@ -21,7 +21,7 @@ from vae_lab import rng
 from vae_lab.data import Images
 from vae_lab.data.base import to_float
 from vae_lab.distributions import reparameterize
-from vae_lab.errors import ConfigError, VaeLabError
+from vae_lab.errors import ConfigError, VaeLabError, memory_errors
 from vae_lab.objectives.base import Batch, Terms
 from vae_lab.stacking import describe, incomparable
 from vae_lab.system import System
@@ -147,10 +147,11 @@ class Inspection:
     def _check_images(self) -> None:
         """A code of the posterior and the image it is decoded to."""
         model, x = self.system.model, self.batch.x
-        z = reparameterize(model.posterior(x), self.eps)
-        if z.shape != self.eps.shape:
-            self.refuse(f"the code of two images is {_shape(z)}, not {_shape(self.eps)}")
-        mean = model.likelihood(z).mean
+        q = model.posterior(x)
+        for z in (reparameterize(q, self.eps), q.mean):
+            if z.shape != self.eps.shape:
+                self.refuse(f"the code of two images is {_shape(z)}, not {_shape(self.eps)}")
+        mean = model.likelihood(q.mean).mean
         if mean.shape != x.shape:
             self.refuse(f"images are decoded to {_shape(mean)}, not {_shape(x)}")
 
@@ -204,7 +205,8 @@ class Inspection:
     def explained(self) -> Iterator[None]:
         """Turn whatever the system raises into one sentence that names the place."""
         try:
-            yield
+            with memory_errors():
+                yield
         except VaeLabError:
             raise
         except (Exception, SystemExit) as error:

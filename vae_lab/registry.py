@@ -5,7 +5,9 @@ being there. Folders listed in the environment variable `VAE_LAB_PLUGINS` are se
 `vae_lab.models`. A file there that cannot be imported costs what it defines, and nothing else.
 """
 
+import dataclasses
 import importlib
+import inspect
 import os
 import pkgutil
 import re
@@ -15,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vae_lab.config import typed
-from vae_lab.errors import ConfigError, did_you_mean
+from vae_lab.errors import ConfigError, VaeLabError, did_you_mean, memory_errors
 from vae_lab.text import complain, first_line
 
 C = TypeVar("C", bound=type)
@@ -123,8 +125,27 @@ def _defines(file: Path, group: str, name: str) -> bool:
 
 def build(group: str, cfg: Any, **facts: Any) -> Any:
     """Check `cfg` against the `Config` of the class that `cfg.name` selects, and construct it with the given facts."""
+    cls, config = typed_config(group, cfg)
+    try:
+        with memory_errors():
+            return cls(config, **facts)
+    except VaeLabError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{_place(group, cls)} cannot be made: {first_line(error)}.") from error
+
+
+def typed_config(group: str, cfg: Any) -> tuple[type, Any]:
+    """The class that `cfg.name` selects, and `cfg` as an object of its nested `Config`, checked."""
     try:
         cls = get(group, str(cfg["name"]))
     except (KeyError, TypeError) as error:
         raise ConfigError(f"{group}: the key '{group}.name' is missing. Choose from: {', '.join(names(group))}.") from error
-    return cls(typed(cls.Config, cfg, group), **facts)  # type: ignore[attr-defined]
+    schema: Any = getattr(cls, "Config", None)
+    if not (isinstance(schema, type) and dataclasses.is_dataclass(schema)):
+        raise ConfigError(f"{_place(group, cls)}: the class nests no dataclass Config.")
+    return cls, typed(schema, cfg, group)
+
+
+def _place(group: str, cls: type) -> str:
+    return f"{inspect.getsourcefile(cls)}: the {group} {cls.__name__}"

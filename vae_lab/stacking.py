@@ -22,6 +22,7 @@ from torch import Tensor, nn
 NAMED = (torch.dtype, torch.device, torch.layout, torch.memory_format, range, slice, PurePath)
 CONTAINERS = (dict, OrderedDict, types.MappingProxyType, list, tuple, torch.Size, deque, set, frozenset)
 _unique = count()
+_classes: weakref.WeakKeyDictionary[type, int] = weakref.WeakKeyDictionary()  # numbered as they are met
 
 
 def stack_key(system: nn.Module) -> str:
@@ -64,7 +65,7 @@ class _Description:
             f"{name}:": f"{name}: {tuple(tensor.shape)} {tensor.dtype} {tensor.requires_grad}" for name, tensor in self.tensors
         }
         for name, module in self.system.named_modules():
-            lines[name] = f"{name}: {_name(type(module))}"
+            lines[name] = f"{name}: {_class(type(module))}"
             for key, value in _plain(module).items():
                 path = f"{name}.{key}".lstrip(".")
                 lines[path] = f"{path} = {self.of(value, path)}"
@@ -84,7 +85,7 @@ class _Description:
         if inside is None:
             self.incomparable.append(f"{path} (a {type(value).__name__})")
             return f"<unique {next(_unique)}>"
-        return f"{_name(type(value))}({inside})"
+        return f"{_class(type(value))}({inside})"
 
     def _inside(self, value: Any, path: str) -> str | None:
         """What tells a value from others of its type; None where nothing does."""
@@ -101,7 +102,9 @@ class _Description:
             return value.name
         if isinstance(value, NAMED):
             return repr(value)
-        if isinstance(value, type | types.ModuleType):
+        if isinstance(value, type):
+            return _class(value)
+        if isinstance(value, types.ModuleType):
             return _name(value)
         if isinstance(value, weakref.ref):
             return self.of(value(), path)
@@ -167,6 +170,13 @@ def _slots(cls: type) -> tuple[str, ...]:
     slots = cls.__dict__.get("__slots__", ())
     names = (slots,) if isinstance(slots, str) else tuple(slots)
     return tuple(name for name in names if name not in ("__dict__", "__weakref__"))
+
+
+def _class(cls: type) -> str:
+    """A class as such: one function may make several of the same name, whose methods differ."""
+    if cls not in _classes:
+        _classes[cls] = next(_unique)
+    return f"{_name(cls)} {_classes[cls]}"
 
 
 def _name(value: Any) -> str:

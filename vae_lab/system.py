@@ -22,6 +22,8 @@ class System(nn.Module):
 
     def __init__(self, model: Autoencoder, objective: Objective[Any]):
         super().__init__()
+        if not isinstance(getattr(objective, "requires", None), type):
+            raise ConfigError(f"{type(objective).__name__} does not say what it requires of a model: requires = Autoencoder.")
         if not isinstance(model, objective.requires):
             raise ConfigError(
                 f"objective={type(objective).__name__.lower()} needs a {objective.requires.__name__} (a model with a prior), "
