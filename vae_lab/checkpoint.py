@@ -18,7 +18,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from vae_lab.blocks import State
 from vae_lab.errors import CheckpointError, StorageError
@@ -45,7 +45,7 @@ def save(folder: Path, name: str, model: State, training: dict[str, Any], facts:
         StorageError: names the file and the free space; the previous checkpoint is untouched.
     """
     buffer = io.BytesIO()
-    torch.save(training, buffer)
+    torch.save(tree_map(_on_cpu, training), buffer)
     contents = {MODEL: safetensors.torch.save({k: v.contiguous().cpu() for k, v in model.items()}), TRAINING: buffer.getvalue()}
     temporary, final, previous, doomed = (folder / n for n in (f".{name}.tmp", name, "previous", ".doomed"))
     try:
@@ -162,6 +162,11 @@ def _load_training(data: bytes) -> dict[str, Any]:
     if any(isinstance(leaf, torch.Tensor) and leaf.layout is not torch.strided for leaf in tree_leaves(training)):
         raise TypeError("sparse tensors are not read")
     return training
+
+
+def _on_cpu(leaf: Any) -> Any:
+    """Whatever a checkpoint was trained on, it is read anywhere."""
+    return leaf.cpu() if isinstance(leaf, torch.Tensor) else leaf
 
 
 def _write(path: Path, data: bytes) -> None:
