@@ -59,7 +59,7 @@ def whole(compose: Callable[..., dict], folder: Path, runs: int, *overrides: str
     return folders
 
 
-@pytest.mark.parametrize("runs", [1, 3])
+@pytest.mark.parametrize("runs", [pytest.param(1, marks=pytest.mark.slow), 3])
 @pytest.mark.parametrize("overrides", COMBINATIONS)
 def test_nothing_is_left_behind(
     overrides: tuple[str, ...],
@@ -72,13 +72,14 @@ def test_nothing_is_left_behind(
     folders = whole(compose, tmp_path, runs, "evaluation.figures=false", *overrides)
     loop = sum(number for line, number in questions.items() if line.startswith(("engine", "health", "feed", "cohort")))
     assert 0 < loop <= EPOCHS * PER_EPOCH, questions
-    whole(compose, tmp_path, runs, *overrides, "trainer.epochs=3", "resume_allow=[trainer.epochs]")
-    assert all((folder / "figures" / "curves.png").is_file() for folder in folders)
+    drawn = f"evaluation.figures={runs == 1}"
+    whole(compose, tmp_path, runs, drawn, *overrides, "trainer.epochs=3", "resume_allow=[trainer.epochs]")
+    assert all((folder / "figures" / "curves.png").is_file() == (runs == 1) for folder in folders)
 
 
 @pytest.mark.parametrize("model", ["autoencoder", "vae"])
 def test_tasks_on_a_device(model: str, compose, tmp_path: Path, call, questions: Questions) -> None:  # noqa: F811
-    (folder,) = whole(compose, tmp_path, 1, f"model={model}", "evaluation.figures=false")
+    (folder,) = whole(compose, tmp_path, 1, f"model={model}")
     run = vae_lab.load(folder)
     assert run.device == META
     assert all(tensor.device == META for tensor in run.system.state_dict().values())
