@@ -72,6 +72,9 @@ def test_a_run_from_before_settings_goes_on_as_it_would_have(earlier: Path) -> N
     assert "monitor" not in config["trainer"]
     results = quietly(config, earlier)
     assert results["status"] == "completed"
+    assert results["resumed"][-1]["environment"]["vae_lab"][0] == "0.1.0"
+    losses = [row["val/loss"] for row in RunDir(earlier).read_metrics()[2:]]
+    assert results["best_epoch"] == 3 + losses.index(min(losses)), "not by the losses of that release's noise"
     expected = [json.loads(line) for line in (EARLIER / "whole.jsonl").read_text().splitlines()]
     for row, then in zip(RunDir(earlier).read_metrics(), expected, strict=True):
         for name in ("train/loss", "train/nll", "train/kl"):

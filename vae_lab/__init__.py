@@ -6,7 +6,7 @@ if TYPE_CHECKING:
     from vae_lab.trained import TrainedRun as TrainedRun
     from vae_lab.trained import load as load
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> Any:

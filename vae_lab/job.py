@@ -217,10 +217,12 @@ def restore(job: Job, at: int | None = None) -> None:
     best = training["best"]
     run.best_epoch, run.best_loss = best["epoch"], best["loss"]
     run.best_state = system.without_settings(best["state"])
-    if changed:
-        take_changes(run, make_run(complete(job.run_dir.read_config()), job.splits))
     job.seconds_before = training["seconds"]
     differs = resume.environment_changes(manifest["environment"], environment(job.device))
+    if changed:
+        take_changes(run, make_run(complete(job.run_dir.read_config()), job.splits))
+    if "vae_lab" in differs and system.noise_shapes():
+        choose_anew(run)  # releases may validate with other noise
     if manifest["cohort"] != job.cohort:
         differs["cohort"] = [len(manifest["cohort"]), len(job.cohort)]
     job.resumed = [*training["resumed"], {"step": run.step, "environment": differs, "config": changed}]
@@ -237,7 +239,13 @@ def take_changes(run: Run, before: Run) -> None:
     # A buffer that follows from the config is a setting, declared as one or not.
     run.state |= {name: buffer.to(run.state[name].device) for name, buffer in now.items() if name in run.state}
     if now or run.monitor != before.monitor or stack_key(run.system) != stack_key(before.system):
-        run.best_loss, run.best_epoch = math.inf, run.epoch  # of another function
+        choose_anew(run)
+
+
+def choose_anew(run: Run) -> None:
+    """Let the next epoch be the best so far: the losses until now are of another function."""
+    if run.status == "running":
+        run.best_loss, run.best_epoch = math.inf, run.epoch
 
 
 def facts_of(job: Job) -> RunFacts:
