@@ -1,5 +1,6 @@
 """Test metrics of one trained system."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -97,11 +98,11 @@ def evaluate(system: System, images: Images, run: Run, config: EvaluationConfig,
     if "test/codes" in skipped:
         return Evaluation(metrics, values, None)
     mu = torch.cat(mus)
-    correction = min(1, len(mu) - 1)  # a single image has no spread
+    alone = len(mu) == 1  # a single image has no spread
     with skipped.costs_itself("test/active_units"):
-        metrics["active_units"] = int((mu.var(0, correction=correction) > config.active_threshold).sum())
+        metrics["active_units"] = 0 if alone else int((mu.var(0) > config.active_threshold).sum())
     with skipped.costs_itself("test/code_std"):
-        metrics["code_std"] = mu.std(0, correction=correction).tolist()
+        metrics["code_std"] = [math.nan] * mu.shape[1] if alone else mu.std(0).tolist()
     whole = len(kls) == len(mus) and kls[0] is not None
     kl_per_latent = torch.cat(kls).mean(0) if whole else None  # type: ignore[arg-type]
     if kl_per_latent is not None:

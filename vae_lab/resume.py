@@ -137,7 +137,8 @@ def check_same(run_dir: RunDir, plain: dict[str, Any]) -> dict[str, list[Any]]:
 
 def environment_changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, list[Any]]:
     """Facts that decide whether a resume is bit-exact, where they differ: {fact: [before, now]}."""
-    return {key: [before.get(key), now[key]] for key in ("vae_lab", "torch", "device", "threads", "processor") if before.get(key) != now[key]}
+    facts = ("vae_lab", "torch", "device", "threads", "processor")
+    return {key: [before.get(key), now[key]] for key in facts if before.get(key) != now[key]}
 
 
 def check_state(path: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
