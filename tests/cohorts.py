@@ -17,6 +17,7 @@ from vae_lab.feed import Feed
 from vae_lab.graphs import Graphs
 from vae_lab.job import make_run
 from vae_lab.objectives.base import Batch
+from vae_lab.skipped import Skipped
 
 CPU = torch.device("cpu")
 NETWORKS = {
@@ -99,7 +100,8 @@ def trained(cfgs: Sequence[Config]) -> list[tuple[list[Metrics], dict[str, Any]]
     fit(runs, splits, typed(TrainerConfig, cfgs[0]["trainer"], "trainer"), CPU, listener)
     results = []
     for run, cfg in zip(runs, cfgs, strict=True):
-        run.system.load_state_dict(run.state)
-        test, _ = evaluate(run.system, splits.test, run, typed(EvaluationConfig, cfg["evaluation"], "evaluation"))
-        results.append((listener.rows[id(run)], test))
+        run.system.load_state(run.state)
+        config = typed(EvaluationConfig, cfg["evaluation"], "evaluation")
+        found = evaluate(run.system.eval(), splits.test, run, config, Skipped())
+        results.append((listener.rows[id(run)], found.metrics))
     return results
