@@ -5,6 +5,8 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -365,11 +367,18 @@ MUTATIONS = {
 }  # fmt: skip
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("guard", sorted(MUTATIONS))
-def test_without_the_guard_a_test_turns_red(guard: str, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future]]:
+    """What became of each guard's test without the guard, all at once on as many cores as there are."""
+    chosen = [item.callspec.params["guard"] for item in request.session.items if item.module is request.module]
+    with ThreadPoolExecutor(os.cpu_count()) as together:
+        yield {guard: together.submit(mutated, guard, tmp_path_factory.mktemp("mutated")) for guard in chosen}
+
+
+def mutated(guard: str, folder: Path) -> subprocess.CompletedProcess:
+    """Run a guard's test in a copy of the project that lacks the guard."""
     file, old, new, test = MUTATIONS[guard]
-    copy = tmp_path / "copy"
+    copy = folder / "copy"
     copy.mkdir()
     for name in ("vae_lab", "hydra_plugins", "conf", "tests"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -379,8 +388,14 @@ def test_without_the_guard_a_test_turns_red(guard: str, tmp_path: Path) -> None:
     assert text.count(old) >= 1, f"{file} no longer has the guard {guard!r}"
     (copy / file).write_text(text.replace(old, new))
     command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", test]
-    done = subprocess.run(
+    return subprocess.run(
         command, cwd=copy, env=os.environ | {"PYTHONPATH": str(copy)}, capture_output=True, text=True, check=False
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("guard", sorted(MUTATIONS))
+def test_without_the_guard_a_test_turns_red(guard: str, outcomes: dict[str, Future]) -> None:
+    done = outcomes[guard].result()
     assert done.returncode == 1, done.stdout[-2000:]
     assert re.search(r"\b1 (failed|error)\b", done.stdout)
