@@ -227,9 +227,9 @@ MUTATIONS = {
         "tests/test_messages.py::test_d4_one_spelling_of_a_folder",
     ),
     "depth of YAML": (
-        "vae_lab/security.py",
-        "if depth > MAX_DEPTH:",
-        "if False:",
+        "vae_lab/foreign.py",
+        "if len(nodes) > MAX_YAML_DEPTH or ",
+        "if ",
         "tests/test_messages.py::test_d4_a_damaged_config_is_one_message",
     ),
     "names of a broken plugin": (
@@ -288,8 +288,8 @@ MUTATIONS = {
     ),
     "links in a run directory": (
         "vae_lab/resume.py",
-        "    places.check_run_folder(folder)\n    if not explicit:\n",
-        "    if not explicit:\n",
+        "    places.check_run_folder(folder)\n    with storage_errors(folder):\n",
+        "    with storage_errors(folder):\n",
         f"{FOREIGN}::test_c6_links_and_pipes_in_a_run_directory",
     ),
     "links in a sweep": (
@@ -324,7 +324,7 @@ MUTATIONS = {
     ),
     "what a run wrote": (
         "vae_lab/job.py",
-        "    resume.check_written(folder, training, manifest, dict(run.system.named_parameters()))\n",
+        "    resume.check_written(folder, training, manifest)\n",
         "",
         "tests/test_hostile_checkpoints.py::test_h1_sound_checkpoints_that_no_run_wrote_are_refused",
     ),
