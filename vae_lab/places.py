@@ -10,7 +10,10 @@ from typing import Any
 from vae_lab.errors import ConfigError
 
 # What runs and sweeps write, by name: nothing of it may be a link to somewhere else, or wait for a reader as a pipe does.
-FILES_OF_RUN = ("config.yaml", "metrics.jsonl", "results.json", "run.log", "README.md", ".lock", ".lock.json")
+FILES_OF_RUN = (
+    *("config.yaml", "metrics.jsonl", "results.json", "test_terms.npz", "run.log", "README.md"),
+    *(".lock", ".lock.json"),
+)
 FOLDERS_OF_RUN = (".hydra", "checkpoints", "figures", "tasks", "export")
 OF_WANDB = ("wandb", ".wandb", "wandb/run-id", ".wandb/run-id")  # below it W&B keeps links of its own, which it makes anew
 OF_SWEEP = (

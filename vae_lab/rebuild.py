@@ -10,6 +10,7 @@ from vae_lab.config import REGISTERED_GROUPS, flatten, to_plain
 from vae_lab.entry import CONF, compose_checked, parse
 from vae_lab.errors import ConfigError
 from vae_lab.reading import data_here
+from vae_lab.registry import plugin_folders
 
 GROUPS = (*REGISTERED_GROUPS, "trainer", "evaluation")
 FIRST = ("seed", "latent_dim", "hidden_dims", "device")  # other values may follow from them
@@ -50,9 +51,10 @@ def _groups(more: Sequence[str]) -> list[str]:
 
 
 def _searched(folders: Sequence[str]) -> list[Path]:
-    """`conf/`, and the folders of a search path."""
+    """`conf/`, those of plugins, and the folders of a search path."""
     entries = [entry for override in parse(folders) for entry in override.value()]  # type: ignore[union-attr]
-    return [CONF, *(Path(str(entry).removeprefix("file://")) for entry in entries)]
+    own = [CONF, *(folder / "conf" for folder in plugin_folders())]
+    return [*own, *(Path(str(entry).removeprefix("file://")) for entry in entries)]
 
 
 def _option(group: str, node: Any, folders: Sequence[str]) -> str | None:
