@@ -172,3 +172,15 @@ def test_on_paper_it_is_light_and_whole(opened: Opened) -> None:
     assert page.evaluate("getComputedStyle(document.querySelector('header')).display") == "none"
     assert page.evaluate("getComputedStyle(document.querySelector('.tall')).overflowY") == "visible"
     assert len(page.pdf()) > 100_000
+
+
+def test_no_plot_offers_an_upload_and_no_click_asks_the_network(opened: Opened) -> None:
+    """plotly.js would send a chart to its company's cloud; the page's own buttons stay."""
+    page = opened.page
+    page.wait_for_selector(".plot .modebar-btn", state="attached")
+    titles = page.evaluate("[...document.querySelectorAll('.modebar-btn')].map(button => button.dataset.title)")
+    assert {"Zoom in", "Zoom out"} <= {*titles}
+    assert [title for title in titles if "hare" in title or "loud" in title] == []
+    page.evaluate("[...document.querySelectorAll('.modebar-btn, button')].forEach(button => button.click())")
+    page.wait_for_timeout(500)
+    assert [url for url in opened.requests if url.startswith(("http:", "https:", "ws:", "wss:"))] == []

@@ -15,7 +15,8 @@ from tests.processes import finish, said, start, wait
 from tests.test_kill import QUIET, TINY, signal_at_step
 from vae_lab import lock
 from vae_lab.doctor import hashes
-from vae_lab.errors import LockedError
+from vae_lab.errors import CheckpointError, ConfigError, LockedError
+from vae_lab.resume import check_same
 from vae_lab.run_dir import RunDir
 
 SMALL = ("tracking=none", "evaluation.figures=false", "trainer.epochs=3", "hidden_dims=[16]")
@@ -285,3 +286,19 @@ def test_a_folder_that_vanishes_costs_its_run_alone(compose, tmp_path: Path) -> 
         Recorder.on_epoch = original  # type: ignore[method-assign]
     statuses = [(RunDir(folder).read_results() or {}).get("status") for folder in folders]
     assert statuses == ["completed", None, "completed"]
+
+
+def test_a_refused_resume_leaves_a_finished_run_as_it_was(compose, train_quiet, tmp_path: Path) -> None:
+    """Other shapes are not offered, and following the offer of another time costs no results."""
+    results = train_quiet("trainer.epochs=1", "hidden_dims=[8]", "data.limit=128", folder="run")
+    run_dir = RunDir(results["dir"])
+    before = run_dir.results.read_bytes()
+    other = ("trainer.epochs=1", "hidden_dims=[8]", "data.limit=128", "tracking=none", "evaluation.figures=false", "device=cpu")
+    with pytest.raises(ConfigError, match="its weights have other shapes") as refused:
+        check_same(run_dir, compose(*other, "latent_dim=3"))
+    assert "resume_allow" not in str(refused.value)
+    with pytest.raises(ConfigError, match=r"resume_allow=\[optimizer.lr\]"):
+        check_same(run_dir, compose(*other, "optimizer.lr=0.5"))
+    with pytest.raises(CheckpointError, match="belongs to another model"):
+        train_quiet(*other, "latent_dim=3", "resume_allow=[latent_dim,model.latent_dim]", folder="run")
+    assert run_dir.results.read_bytes() == before

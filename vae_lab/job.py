@@ -31,7 +31,7 @@ from vae_lab.feed import steps_per_epoch
 from vae_lab.inspection import Inspection
 from vae_lab.interrupt import interrupts
 from vae_lab.results import environment, summary
-from vae_lab.run_dir import RunDir
+from vae_lab.run_dir import FINISHED, RunDir
 from vae_lab.skipped import Skipped
 from vae_lab.stacking import stack_key
 from vae_lab.system import System, build_system
@@ -299,6 +299,14 @@ def close_tracker(job: Job, results: dict[str, Any], figures: Sequence[Path]) ->
             results["skipped"] = dict(job.skipped)
 
 
+def _is_finished(run_dir: RunDir) -> bool:
+    try:
+        results = run_dir.read_results()
+    except (OSError, ValueError):
+        return False
+    return results is not None and results["status"] in FINISHED
+
+
 @contextlib.contextmanager
 def concluded(job: Job) -> Iterator[None]:
     """If the block fails, leave results.json, run.log and the tracker with why, as far as the storage allows."""
@@ -312,7 +320,9 @@ def concluded(job: Job) -> Iterator[None]:
         else:
             log.error("%s", status, exc_info=error, extra=job.tag)
         with contextlib.suppress(StorageError, OSError):
-            if job.run_dir.config.exists():  # else nothing of this run was written yet
+            # Without a config nothing of this run was written yet; finished results are those of an earlier command, which this
+            # one did not begin to replace.
+            if job.run_dir.config.exists() and not _is_finished(job.run_dir):
                 results = job.results() | {"status": status, "error": f"{type(error).__name__}: {error}"}
                 job.run_dir.write_results(results)
                 close_tracker(job, results, [])

@@ -9,8 +9,8 @@ import yaml
 from filelock import FileLock
 
 from vae_lab import foreign, lock, places
-from vae_lab.config import flatten, identity
-from vae_lab.errors import CheckpointError, ConfigError
+from vae_lab.config import complete, flatten, identity
+from vae_lab.errors import CheckpointError, ConfigError, VaeLabError
 from vae_lab.run_dir import FINISHED, RunDir, storage_errors
 from vae_lab.text import complain
 
@@ -128,11 +128,27 @@ def check_same(run_dir: RunDir, plain: dict[str, Any]) -> dict[str, list[Any]]:
     refused = {key: pair for key, pair in changed.items() if not any(f".{key}".endswith(f".{name}") for name in allowed)}
     if refused:
         diff = "; ".join(f"{key}: {before} there, {now} here" for key, (before, now) in refused.items())
-        raise ConfigError(
-            f"{run_dir.path} holds a run with another config ({diff}). Choose another hydra.run.dir, or allow the change "
-            f"and lose the exact repeat: 'resume_allow=[{','.join(refused)}]'."
-        )
+        if _same_shapes(stored, plain):
+            way = f", or allow the change and lose the exact repeat: 'resume_allow=[{','.join(refused)}]'"
+        else:
+            way = ": its weights have other shapes"
+        raise ConfigError(f"{run_dir.path} holds a run with another config ({diff}). Choose another hydra.run.dir{way}.")
     return changed
+
+
+def _same_shapes(stored: dict[str, Any], plain: dict[str, Any]) -> bool:
+    """Whether the weights of one config's system fit into the other's."""
+    from vae_lab.data.base import dataset
+    from vae_lab.system import build_system
+
+    shapes = []
+    try:
+        for cfg in (complete(stored), plain):
+            system = build_system(cfg, dataset(cfg["data"]).image_shape)
+            shapes.append({name: tensor.shape for name, tensor in system.state().items()})
+    except (VaeLabError, LookupError, TypeError, ValueError):  # of what lies there, no system can be made
+        return False
+    return shapes[0] == shapes[1]
 
 
 def environment_changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, list[Any]]:

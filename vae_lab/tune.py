@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import optuna
 
 DATABASE, BEST = "optuna.db", "best.json"
+PRIVATE = {"showSendToCloud": False, "plotlyServerURL": ""}  # plotly.js would offer to upload a plot
 Launch = Callable[[Sequence[Sequence[str]], int], Sequence[Any]]
 
 
@@ -291,7 +292,7 @@ def _plot(study: "optuna.Study", folder: Path, options: SearchOptions) -> None:
     several = len({trial.value for trial in study.trials if trial.value is not None}) > 1
     for name in ("optimization_history", *(("param_importances",) if several else ())):
         page = getattr(visualization, f"plot_{name}")(study, target_name=options.metric)
-        page.write_html(folder / f"{name}.html", include_plotlyjs="directory")
+        page.write_html(folder / f"{name}.html", include_plotlyjs="directory", config=PRIVATE)
         with warnings.catch_warnings(action="ignore"):  # optuna calls its matplotlib plots experimental
             axes = getattr(static, f"plot_{name}")(study, target_name=options.metric)
         axes.figure.savefig(folder / f"{name}.png", dpi=130, bbox_inches="tight", facecolor="white")

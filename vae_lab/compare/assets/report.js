@@ -17,7 +17,11 @@
     const theme = themed();
     return { ...layout, ...theme, xaxis: { ...layout.xaxis, ...theme.xaxis }, yaxis: { ...layout.yaxis, ...theme.yaxis } };
   };
-  const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"] };
+  // nothing is uploaded anywhere: plotly.js would offer its company's cloud
+  const config = {
+    responsive: true, displaylogo: false, showSendToCloud: false, plotlyServerURL: "",
+    modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"],
+  };
   // plotly.js travels compressed
   const unpack = async () => {
     const bytes = Uint8Array.from(atob(document.getElementById("plotly").textContent), (letter) => letter.charCodeAt(0));
