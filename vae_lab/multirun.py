@@ -118,7 +118,7 @@ def _planned(folder: Path, composed: Sequence[tuple[DictConfig, Path]], offset: 
         jobs.append(Planned(offset + index, plain, path, key, costs[key]))
     if apart:
         what = ", ".join(sorted(apart)[:3])
-        sys.stderr.write(f"runs are not stacked, since {what} cannot be compared\n")
+        complain(f"runs are not stacked, since {what} cannot be compared")
     return jobs
 
 
