@@ -142,11 +142,12 @@ def test_evaluation_draws_its_own_code(draws: int, monkeypatch, compose, tmp_pat
     assert quietly(plain, tmp_path / "plain")["test"]["mse"] == pytest.approx(test["mse"], rel=0.5)
 
 
-def test_tied_layers_are_kept_and_loaded(monkeypatch, compose, tmp_path: Path) -> None:
+def test_tied_layers_are_kept_loaded_and_exported(monkeypatch, compose, tmp_path: Path, call) -> None:
     cfg = chosen(monkeypatch, compose(*SMALL, "trainer.epochs=2"), "network", Tied, **NETWORK)
     results = quietly(cfg, tmp_path / "run")
     run = vae_lab.load(tmp_path / "run", device="cpu")
     assert float(run.elbo(load(cfg["data"]).test.x).mean()) == pytest.approx(results["test"]["elbo"], rel=1e-6)
+    assert all(call("export", tmp_path / "run", "--format", kind) == 0 for kind in ("state_dict", "safetensors"))
     again = compose(*SMALL, "trainer.epochs=3", "resume_allow=[trainer.epochs]")
     assert quietly(chosen(monkeypatch, again, "network", Tied, **NETWORK), tmp_path / "run")["epochs"] == 3
 

@@ -62,7 +62,7 @@ def evaluate(system: System, images: Images, run: Run, config: EvaluationConfig,
     """
     model, device = system.model, images.x.device
     shape = None if model.deterministic else (len(images), model.latent_dim)
-    own = rng.generator(run.seed, "evaluation", device=device)
+    own = rng.generator(run.seed, "evaluation", device=device)  # the draw that an objective with one code an image sees too
     eps = None if shape is None else torch.randn(shape, generator=own, device=device)
     draws = rng.generator(run.seed, "evaluation", device=device)
     noise = {

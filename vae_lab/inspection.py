@@ -25,6 +25,7 @@ from vae_lab.errors import ConfigError, VaeLabError, memory_errors
 from vae_lab.objectives.base import Batch, Terms
 from vae_lab.stacking import describe, incomparable
 from vae_lab.system import System
+from vae_lab.text import first_line
 
 REQUIRED = ("loss", "nll")
 OWN, TORCH = Path(vae_lab.__file__).parent, Path(torch.__file__).parent
@@ -210,10 +211,9 @@ class Inspection:
         except VaeLabError:
             raise
         except (Exception, SystemExit) as error:
-            text = (str(error).strip().splitlines() or [""])[0]
-            reason = next((meaning for part, meaning in REASONS.items() if part in text), None)
-            place = self._place(error)
-            raise ConfigError(f"{place}: {reason or f'{type(error).__name__}: {text}'}.") from error
+            said = first_line(error)
+            reason = next((meaning for part, meaning in REASONS.items() if part in said), said)
+            raise ConfigError(f"{self._place(error)}: {reason}.") from error
 
     def refuse(self, reason: str) -> None:
         """Raise a `ConfigError` that names the files of what was chosen."""

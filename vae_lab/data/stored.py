@@ -8,7 +8,6 @@ import json
 import math
 import os
 import stat
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from io import BufferedReader
@@ -23,6 +22,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from vae_lab.run_dir import storage_errors, write_atomic
+from vae_lab.text import complain
 
 MEMORY_SHARE = 0.5  # of the free memory, up to which a set is read whole
 NOT_AS_WRITTEN = "its content is not what was written"
@@ -109,7 +109,7 @@ class ImageStore:
         try:
             return self.read(source) or self.write(source, images, facts)  # another process may have made it meanwhile
         except DamagedError as error:
-            sys.stderr.write(f"{error}. The images are decoded again.\n")
+            complain(f"{error}. The images are decoded again.")
             return self.write(source, images, facts)
         finally:
             lock.release()

@@ -176,7 +176,7 @@ def quiet() -> Iterator[None]:
 
 
 def _state(run: TrainedRun) -> dict[str, Tensor]:
-    return {key: tensor.detach().cpu().contiguous() for key, tensor in run.system.state_dict().items()}
+    return {key: tensor.detach().cpu().contiguous() for key, tensor in run.system.state().items()}
 
 
 def _bytes(data: bytes) -> Writer:
